@@ -1,0 +1,1 @@
+"""BIDS in and out: discovery, sites, names and files of the derivative dataset."""

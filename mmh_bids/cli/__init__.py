@@ -1,0 +1,1 @@
+"""Commands: parse flags, call the parts, decide the exit code."""

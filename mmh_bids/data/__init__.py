@@ -1,0 +1,1 @@
+"""Files that ship with the package: model bundles, citations, report templates."""

@@ -1,0 +1,1 @@
+"""The harmonizer protocol and one module a method."""

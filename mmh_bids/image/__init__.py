@@ -1,0 +1,1 @@
+"""Pure numpy and nibabel maths on images; no torch, no nipype."""

@@ -1,0 +1,1 @@
+"""Nipype interfaces: files in, files out, thin over the other packages."""

@@ -1,0 +1,1 @@
+"""Networks and model bundles; no nibabel, no nipype."""

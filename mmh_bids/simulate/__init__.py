@@ -1,0 +1,1 @@
+"""Simulated heads on simulated scanners."""
