@@ -1,0 +1,79 @@
+"""Files that are either whole or not there: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+#: Extensions of two parts, which a writer such as nibabel needs to see whole.
+_DOUBLE_EXTENSIONS = (".nii.gz", ".tar.gz")
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well.
+
+    The temporary name is hidden (leading dot), lies in the folder of `path` (a rename never crosses a file
+    system) and has the extension of `path`, so that writers that look at the extension do the right thing.
+    Missing folders are made. On any error, a keyboard interrupt included, the temporary file is removed, `path`
+    stays what it was before, and the error goes on to the caller (`OSError` with ``errno.ENOSPC`` when the disk
+    is full).
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with atomic_path(folder / "a.nii.gz") as temporary:
+    ...     temporary.name.endswith(".nii.gz"), temporary.parent == folder, temporary.write_text("x")
+    (True, True, 1)
+    >>> [file.name for file in folder.iterdir()]
+    ['a.nii.gz']
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}{extension(path)}")
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        # The error in flight is what the user needs; a failing removal (folder gone) must not hide it.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> Path:
+    """Write text (as UTF-8, line ends untouched) or bytes to `path` in one step; return the path.
+
+    >>> import tempfile
+    >>> atomic_write(Path(tempfile.mkdtemp()) / "new" / "a.txt", "é").read_bytes()
+    b'\\xc3\\xa9'
+    """
+    path = Path(path)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    return path
+
+
+def extension(path: str | os.PathLike[str]) -> str:
+    """Extension with the dot, both parts of a double one.
+
+    >>> extension("sub-01_T1w.nii.gz"), extension("a.b.json"), extension(".bidsignore")
+    ('.nii.gz', '.json', '')
+    """
+    name = Path(path).name
+    for double in _DOUBLE_EXTENSIONS:
+        if name.endswith(double):
+            return double
+    return Path(name).suffix
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Force the bytes out before the rename: some file systems (NFS, quotas) report a full disk only then."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
