@@ -1,0 +1,212 @@
+"""Quality thresholds, in one place, with a plain sentence for each.
+
+The thresholds here are the first ones: from the design of the app and from adult anatomy. They are warnings to look,
+not verdicts. Keys are those of the sidecar's quality values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One quality value beyond its threshold.
+
+    Attributes
+    ----------
+    key
+        The value that is marked, e.g. ``"GradientCorrelation"``.
+    value
+        What was measured, for people, with its unit.
+    limit
+        The accepted range, for people.
+    sentence
+        What it means and what to do, one or two sentences.
+    """
+
+    key: str
+    value: str
+    limit: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How one quality value is shown: name for people, unit, digits after the point."""
+
+    key: str
+    label: str
+    unit: str = ""
+    digits: int = 3
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A threshold: `accepts` is False if the values of `keys`, all present, call for a flag on ``keys[-1]``."""
+
+    keys: tuple[str, ...]
+    accepts: Callable[..., bool]
+    limit: str
+    sentence: str
+
+
+QUANTITIES = (
+    Quantity("GradientCorrelation", "Edges kept: gradient correlation of output and input"),
+    Quantity("RangeMin", "Smallest output value", digits=4),
+    Quantity("RangeMax", "Largest output value", digits=4),
+    Quantity("Finite", "All output values are finite"),
+    Quantity("NonNegative", "No output value is negative"),
+    Quantity("IntensityMapMonotone", "Intensity map never falls"),
+    Quantity("BrainMaskVolume", "Volume of the brain mask", "mL", 0),
+    Quantity("ParenchymaVolumeBefore", "Parenchyma volume, input", "mL", 0),
+    Quantity("ParenchymaVolumeAfter", "Parenchyma volume, output", "mL", 0),
+    Quantity("ReferenceDistanceBefore", "Distance to the reference histogram, input", digits=4),
+    Quantity("ReferenceDistanceAfter", "Distance to the reference histogram, output", digits=4),
+    Quantity("WhiteGreyContrastBefore", "White-grey contrast, input"),
+    Quantity("WhiteGreyContrastAfter", "White-grey contrast, output"),
+    Quantity("GridCoverage", "Share of the brain mask inside the model grid", digits=4),
+    Quantity("TemplateSimilarity", "Similarity to the template after registration"),
+)
+
+#: Largest accepted change of the parenchyma volume, as a share of the input's.
+PARENCHYMA_CHANGE = 0.10
+#: Growth of the distance to the reference below this share is rounding, not a finding.
+DISTANCE_GROWTH = 0.001
+
+RULES = (
+    Rule(
+        ("GradientCorrelation",),
+        lambda value: value >= 0.95,
+        "at least 0.95",
+        "Edges of the output differ from those of the input: anatomy may have been blurred or changed. Compare the "
+        "two pictures closely before using this image.",
+    ),
+    Rule(
+        ("BrainMaskVolume",),
+        lambda value: 900 <= value <= 1900,
+        "900 to 1900 mL",
+        "The brain mask is smaller or larger than an adult brain: look at the mask outline. A wrong mask spoils "
+        "everything after it; give a better one with --derivatives. (A child's brain or a cropped scan may be right.)",
+    ),
+    Rule(
+        ("Finite",),
+        bool,
+        "yes",
+        "The output holds NaN or infinite values and must not be used; please report this with the log.",
+    ),
+    Rule(
+        ("NonNegative",),
+        bool,
+        "yes",
+        "The output holds negative values, which a magnitude image cannot have; some tools will misread it.",
+    ),
+    Rule(
+        ("IntensityMapMonotone",),
+        bool,
+        "yes",
+        "Brighter tissue of the input became darker in the output: the contrast was turned over somewhere. "
+        "Do not use this image for segmentation without looking at it.",
+    ),
+    Rule(
+        ("ParenchymaVolumeBefore", "ParenchymaVolumeAfter"),
+        lambda before, after: before > 0 and abs(after - before) <= PARENCHYMA_CHANGE * before,
+        "within 10 % of the input's",
+        "Grey plus white matter measure differently after harmonization: volumes from this image cannot be trusted.",
+    ),
+    Rule(
+        ("ReferenceDistanceBefore", "ReferenceDistanceAfter"),
+        lambda before, after: after <= before * (1 + DISTANCE_GROWTH),
+        "not above the input's",
+        "The image is farther from the reference than it was: harmonization did not help here. Look at the "
+        "histograms; an unusual contrast or a wrong mask are the usual causes.",
+    ),
+    Rule(
+        ("GridCoverage",),
+        lambda value: value >= 0.99,
+        "at least 0.99",
+        "Part of the brain lies outside the model grid and was only changed by the intensity map: check the "
+        "registration picture.",
+    ),
+)
+
+
+def flags(qc: Mapping[str, Any]) -> list[Flag]:
+    """The values of `qc` that call for a look, in the order of the rules.
+
+    Missing keys and None are passed over, unknown keys are never flagged, and a value with a threshold that is not
+    a finite number is flagged, since it could not be measured.
+
+    >>> [flag.key for flag in flags({"GradientCorrelation": 0.9, "Finite": True, "Something": -1})]
+    ['GradientCorrelation']
+    >>> [flag.key for flag in flags({"ParenchymaVolumeBefore": 1000, "ParenchymaVolumeAfter": 1101})]
+    ['ParenchymaVolumeAfter']
+    >>> flags({"BrainMaskVolume": float("nan")})[0].value
+    'not measurable'
+    >>> flags({})
+    []
+    """
+    found = []
+    for rule in RULES:
+        values = [qc.get(key) for key in rule.keys]
+        if any(value is None for value in values):
+            continue
+        key = rule.keys[-1]
+        if not all(_is_number(value) for value in values):
+            found.append(Flag(key, "not measurable", rule.limit, rule.sentence))
+        elif not rule.accepts(*values):
+            found.append(Flag(key, show(key, qc[key]), rule.limit, rule.sentence))
+    return found
+
+
+def limit(key: str) -> str:
+    """The accepted range of a value for people, empty where there is none.
+
+    >>> limit("BrainMaskVolume"), limit("RangeMax")
+    ('900 to 1900 mL', '')
+    """
+    return next((rule.limit for rule in RULES if rule.keys[-1] == key), "")
+
+
+def label(key: str) -> str:
+    """Name of a value for people; the key itself where it is unknown.
+
+    >>> label("RangeMin"), label("SomethingNew")
+    ('Smallest output value', 'SomethingNew')
+    """
+    return next((quantity.label for quantity in QUANTITIES if quantity.key == key), key)
+
+
+def show(key: str, value: Any) -> str:
+    """A value with its digits and unit.
+
+    >>> show("BrainMaskVolume", 1234.56), show("Finite", True), show("SomethingNew", 0.123456), show("RangeMin", None)
+    ('1235 mL', 'yes', '0.1235', 'not measured')
+    """
+    if value is None:
+        return "not measured"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not _is_number(value):
+        return "not measurable" if isinstance(value, float) else str(value)
+    known = next((quantity for quantity in QUANTITIES if quantity.key == key), None)
+    if known is None:
+        return f"{value:.4g}"
+    return f"{value:.{known.digits}f} {known.unit}".strip()
+
+
+def ordered(qc: Mapping[str, Any]) -> list[str]:
+    """Keys of `qc`: the known ones in their fixed order, then the others by name.
+
+    >>> ordered({"Zeta": 1, "Finite": True, "GradientCorrelation": 1.0, "Alpha": 2})
+    ['GradientCorrelation', 'Finite', 'Alpha', 'Zeta']
+    """
+    known = [quantity.key for quantity in QUANTITIES if quantity.key in qc]
+    return known + sorted(set(qc) - set(known))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float) and math.isfinite(value)
