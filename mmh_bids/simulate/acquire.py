@@ -1,0 +1,373 @@
+"""Scan a head: contrast, fields, sampling on the scanner's grid, noise, storage."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from mmh_bids.simulate import tissues
+from mmh_bids.simulate.phantom import Head, bounding_box, rotation_matrix
+from mmh_bids.simulate.scanner import Protocol, Scanner
+
+#: Air around the head inside the field of view, and how far it reaches below the brain, millimetres.
+_AIR_MARGIN = 8.0
+NECK = 45.0
+#: Width (standard deviation, voxels) of the in-plane point spread that comes on top of the voxel's own average.
+_POINT_SPREAD = 0.35
+#: Step of the transmit field for the parabola through three signals.
+_TRANSMIT_STEP = 0.15
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """One simulated image with its truth, all on the scanner's grid.
+
+    Attributes
+    ----------
+    image
+        What the scanner stores: 3D, integer or float32, sform and qform set.
+    mask
+        uint8 image, true brain mask (at least half of the voxel is brain or fluid around it).
+    tissue
+        uint8 image of the main tissue of each voxel, indices into `tissues.NAMES`.
+    noise_free
+        (X, Y, Z) float32, the image before noise and rounding, with the receive field, in the units of `image`.
+    metadata
+        BIDS sidecar of `image`.
+    """
+
+    image: nib.Nifti1Image
+    mask: nib.Nifti1Image
+    tissue: nib.Nifti1Image
+    noise_free: NDArray[np.float32]
+    metadata: Mapping[str, Any]
+
+
+def acquire(head: Head, scanner: Scanner, sequence: str, seed: int = 0, neck: float = NECK) -> Acquisition:
+    """Simulate one image.
+
+    Parameters
+    ----------
+    head
+        Anatomy, placed where it lies in the scanner (see `phantom.transform_head`).
+    scanner
+        Fields, protocol, grid and storage.
+    sequence
+        ``"T1w"`` or ``"T2w"``.
+    seed
+        Seed of receive field and noise. Two seeds are two scans of the same person on the same scanner.
+    neck
+        How far the field of view reaches below the brain, millimetres; everywhere else it holds the whole head.
+
+    Returns
+    -------
+    Acquisition
+
+    Raises
+    ------
+    UsageError
+        If the scanner lacks the sequence or its protocol cannot be played out.
+
+    Notes
+    -----
+    Voxel values are averages over the voxel, so partial volume and slice thickness come out of the sampling. Noise is
+    Rician: magnitude of a complex signal with equal Gaussian noise in both channels (Gudbjartsson and Patz, Magn Reson
+    Med 1995;34:910).
+    """
+    protocol = scanner.protocol(sequence)
+    rng = np.random.default_rng([seed, 0 if sequence == "T1w" else 1])
+    shape, affine = field_of_view(head, protocol, neck)
+    anatomy, white = signal_volume(head, scanner, protocol)
+    sampled = _sample(anatomy, head.affine, shape, affine, head)
+    inside = _sample(head.mask.astype(np.float32), head.affine, shape, affine, head) >= 0.5
+    sampled = _point_spread(sampled, protocol)
+    sampled *= protocol.level / white
+    sampled *= receive_field(shape, affine, head, scanner.bias, rng)
+    sigma = np.float32(protocol.level / protocol.snr)
+    noisy = sampled + sigma * rng.standard_normal(shape, dtype=np.float32)
+    noisy = np.hypot(noisy, sigma * rng.standard_normal(shape, dtype=np.float32))
+    main = _nearest(head, shape, affine)
+    return Acquisition(
+        store(noisy, affine, protocol),
+        _labels(inside, affine),
+        _labels(main, affine),
+        sampled * np.float32(protocol.slope),
+        scanner.sidecar(sequence) | {"SliceThickness": float(max(protocol.voxel))},
+    )
+
+
+def field_of_view(
+    head: Head, protocol: Protocol, neck: float
+) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+    """Grid of the scanner around a head.
+
+    Parameters
+    ----------
+    head
+        Placed anatomy.
+    protocol
+        Axes, voxel size and oblique angles.
+    neck
+        Millimetres below the brain that are still inside.
+
+    Returns
+    -------
+    shape
+        Three sizes.
+    affine
+        (4, 4) voxel to world, millimetres.
+    """
+    directions = _oblique(protocol.oblique) @ _axes(protocol.axes)
+    outside = _corners(head.first > 0, head.affine) @ directions
+    brain = _corners(head.mask, head.affine) @ directions
+    low, high = outside.min(0) - _AIR_MARGIN, outside.max(0) + _AIR_MARGIN
+    for axis, letter in enumerate(protocol.axes):
+        if letter == "S":
+            low[axis] = max(low[axis], brain[:, axis].min() - neck)
+        if letter == "I":
+            high[axis] = min(high[axis], brain[:, axis].max() + neck)
+    voxel = np.array(protocol.voxel)
+    shape = np.ceil((high - low) / voxel).astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = directions * voxel
+    affine[:3, 3] = directions @ ((low + high) / 2 - voxel * (shape - 1) / 2)
+    return (int(shape[0]), int(shape[1]), int(shape[2])), affine
+
+
+def signal_volume(head: Head, scanner: Scanner, protocol: Protocol) -> tuple[NDArray[np.float32], float]:
+    """Noise-free signal on the head's own grid.
+
+    Parameters
+    ----------
+    head
+        Anatomy.
+    scanner, protocol
+        Field strength, transmit field and sequence.
+
+    Returns
+    -------
+    volume
+        (X, Y, Z) float32, units of `signal`.
+    white
+        Signal of an average person's white matter at the nominal transmit field, for the receive gain.
+    """
+    average = tissues.relaxation(scanner.field)
+    own = average.scaled(*head.scales)
+    # Per tissue the signal is a plane in texture and a parabola in the transmit field: exact enough for the
+    # few per cent both vary, and a table lookup instead of an equation a voxel.
+    base = protocol.signals(own)
+    more = protocol.signals(own.scaled(1 + own.texture, 1 + own.texture))
+    less = protocol.signals(own.scaled(1 - own.texture, 1 - own.texture))
+    high, low = protocol.signals(own, 1 + _TRANSMIT_STEP), protocol.signals(own, 1 - _TRANSMIT_STEP)
+    tables = [base, (more - less) / 2, (high - low) / (2 * _TRANSMIT_STEP)]
+    tables.append((high + low - 2 * base) / (2 * _TRANSMIT_STEP**2))
+    planes = [table.astype(np.float32) for table in tables]
+    deviation = _transmit_deviation(head, scanner.transmit)
+    volume = _look_up(planes, head.first, head.texture, deviation)
+    if head.second is not None and head.weight is not None:
+        other = _look_up(planes, head.second, head.texture, deviation)
+        volume += head.weight * np.float32(1 / 255) * (other - volume)
+    return np.maximum(volume, 0, out=volume), float(protocol.signals(average)[tissues.WHITE])
+
+
+def receive_field(
+    shape: tuple[int, int, int],
+    affine: NDArray[np.float64],
+    head: Head,
+    strength: float,
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
+    """Smooth positive receive field: exponential of a random polynomial of third order in world coordinates.
+
+    Parameters
+    ----------
+    shape, affine
+        Grid.
+    head
+        Centre of the field's coordinates.
+    strength
+        Standard deviation of its logarithm over the brain's surroundings.
+    rng
+        Source of randomness.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32 of that shape, mean 1 inside a ball of 80 mm about the brain's centre.
+    """
+    powers = [p for p in itertools.product(range(4), repeat=3) if 1 <= sum(p) <= 3]
+    weights = rng.standard_normal(len(powers)) / np.array([sum(p) for p in powers])
+    # Array coils see their surroundings better than the middle of the head.
+    weights += np.array([0.8 if sorted(p) == [0, 0, 2] else 0.0 for p in powers])
+    coarse = tuple(-(-size // 4) + 1 for size in shape)
+    grid = np.indices(coarse).reshape(3, -1) * 4.0
+    world = (affine[:3, :3] @ grid + affine[:3, 3:] - head.brain_centre[:, None]) / 100.0
+    # Far corners (neck, air) would blow a cubic up: coordinates saturate outside the head.
+    world = np.tanh(world)
+    values = sum(w * np.prod(world.T**p, axis=1) for w, p in zip(weights, powers, strict=True))
+    near = (world**2).sum(0) < np.tanh(0.8) ** 2
+    values = (values - values[near].mean()) / values[near].std() * strength
+    field = np.exp(values)
+    field = (field / field[near].mean()).reshape(coarse).astype(np.float32)
+    factors = [np.arange(size) / 4.0 for size in shape]
+    return _interpolate_axes(field, factors)
+
+
+def store(values: NDArray[np.float32], affine: NDArray[np.float64], protocol: Protocol) -> nib.Nifti1Image:
+    """Round to the protocol's data type and wrap as NIfTI, as read back from a file (slope applied on access).
+
+    Parameters
+    ----------
+    values
+        (X, Y, Z), stored-value scale (before `slope`).
+    affine
+        (4, 4) voxel to world.
+    protocol
+        `dtype` and `slope`.
+
+    Returns
+    -------
+    nibabel.Nifti1Image
+        sform and qform set with code 1.
+    """
+    kind = np.dtype(protocol.dtype)
+    if kind.kind in "iu":
+        limits = np.iinfo(kind)
+        stored = np.clip(np.rint(values), max(limits.min, 0), limits.max).astype(kind)
+    else:
+        stored = (values * protocol.slope).astype(kind)
+    image = _nifti(stored, affine)
+    if kind.kind in "iu" and protocol.slope != 1:
+        image.header.set_slope_inter(protocol.slope, 0)
+    return nib.Nifti1Image.from_bytes(image.to_bytes())
+
+
+def _nifti(data: NDArray, affine: NDArray[np.float64]) -> nib.Nifti1Image:
+    image = nib.Nifti1Image(data, affine, dtype=data.dtype)
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["descrip"] = b"simulated by mmh-simulate"
+    return image
+
+
+def _labels(data: NDArray, affine: NDArray[np.float64]) -> nib.Nifti1Image:
+    return _nifti(data.astype(np.uint8), affine)
+
+
+def _look_up(
+    planes: list[NDArray[np.float32]],
+    index: NDArray[np.uint8],
+    texture: NDArray[np.float32],
+    transmit: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    base, by_texture, by_transmit, by_square = planes
+    out = by_square[index]
+    out *= transmit
+    out += by_transmit[index]
+    out *= transmit
+    out += by_texture[index] * texture
+    out += base[index]
+    return out
+
+
+def _transmit_deviation(head: Head, strength: float) -> NDArray[np.float32]:
+    """Transmit field minus 1: above nominal in the middle of the brain, below it at the edge (dielectric effect)."""
+    linear = head.affine[:3, :3]
+    centre = np.mean(bounding_box(head.mask), axis=0)
+    # |A v|^2 is separable only without shear; heads keep nearly orthogonal axes, so the lengths will do.
+    lengths = np.linalg.norm(linear, axis=0)
+    squares = [
+        ((np.arange(size) - middle) * length / 90.0) ** 2
+        for size, middle, length in zip(head.first.shape, centre, lengths, strict=True)
+    ]
+    radius = np.add.outer(np.add.outer(squares[0], squares[1]), squares[2]).astype(np.float32)
+    return np.float32(strength) * (np.float32(0.4) - np.minimum(radius, np.float32(1.6)))
+
+
+def _sample(
+    volume: NDArray[np.float32], source: NDArray, shape: tuple[int, int, int], target: NDArray, head: Head
+) -> NDArray[np.float32]:
+    """Average of `volume` over each voxel of the target grid: sub-voxels no larger than the head's, then their mean."""
+    spacing = float(np.linalg.norm(head.affine[:3, :3], axis=0).mean())
+    sizes = np.linalg.norm(target[:3, :3], axis=0)
+    parts = np.maximum(1, np.ceil(sizes / spacing - 0.15).astype(int))
+    # For voxels of the head's own size linear interpolation itself is the averaging.
+    fine = np.array(target)
+    fine[:3, :3] = target[:3, :3] / parts
+    fine[:3, 3] = target[:3, 3] - target[:3, :3] @ ((1 - 1 / parts) / 2)
+    matrix = np.linalg.inv(source) @ fine
+    out = np.zeros(shape, np.float32)
+    # One slab of sub-voxels at a time keeps memory at the size of the output.
+    for offset in itertools.product(*(range(part) for part in parts)):
+        step = matrix[:3, :3] * parts
+        start = matrix[:3, 3] + matrix[:3, :3] @ np.array(offset)
+        out += ndimage.affine_transform(volume, step, start, shape, np.float32, order=1, mode="constant")
+    out /= np.prod(parts)
+    return out
+
+
+def _nearest(head: Head, shape: tuple[int, int, int], target: NDArray) -> NDArray[np.uint8]:
+    main = head.first
+    if head.second is not None and head.weight is not None:
+        main = np.where(head.weight > 127, head.second, head.first)
+    matrix = np.linalg.inv(head.affine) @ target
+    return ndimage.affine_transform(
+        main, matrix[:3, :3], matrix[:3, 3], shape, np.uint8, order=0, mode="constant"
+    )
+
+
+def _point_spread(volume: NDArray[np.float32], protocol: Protocol) -> NDArray[np.float32]:
+    smallest = min(protocol.voxel)
+    for axis, size in enumerate(protocol.voxel):
+        if size < 1.5 * smallest:  # across thick slices the profile is the slice itself
+            volume = ndimage.gaussian_filter1d(volume, _POINT_SPREAD, axis=axis, mode="constant")
+    return volume
+
+
+def _axes(code: str) -> NDArray[np.float64]:
+    out = np.zeros((3, 3))
+    for column, letter in enumerate(code):
+        row = next(i for i, pair in enumerate(("RL", "AP", "SI")) if letter in pair)
+        out[row, column] = 1.0 if letter in "RAS" else -1.0
+    return out
+
+
+def _oblique(angles: tuple[float, float, float]) -> NDArray[np.float64]:
+    x, y, z = (
+        rotation_matrix(np.deg2rad(angle) * unit) for angle, unit in zip(angles, np.eye(3), strict=True)
+    )
+    return z @ y @ x
+
+
+def _corners(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """World coordinates, (N, 3), of the mask's outline: first and last voxel of every fourth line along each axis."""
+    points = []
+    for axis in range(3):
+        moved = np.moveaxis(mask, axis, 0)
+        touched = moved.any(axis=0)
+        lines = np.argwhere(touched)[::4]
+        columns = moved[:, lines[:, 0], lines[:, 1]]
+        for position in (columns.argmax(0), moved.shape[0] - 1 - columns[::-1].argmax(0)):
+            points.append(np.insert(lines, axis, position, axis=1))
+    voxels = np.concatenate(points)
+    return voxels @ affine[:3, :3].T + affine[:3, 3]
+
+
+def _interpolate_axes(
+    volume: NDArray[np.float32], positions: list[NDArray[np.float64]]
+) -> NDArray[np.float32]:
+    out = volume
+    for axis, position in enumerate(positions):
+        lower = position.astype(int)
+        share = np.reshape((position - lower).astype(np.float32), [-1 if a == axis else 1 for a in range(3)])
+        below = np.take(out, lower, axis=axis)
+        out = below + share * (np.take(out, lower + 1, axis=axis) - below)
+    return np.asarray(out, np.float32)
