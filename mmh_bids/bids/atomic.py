@@ -18,9 +18,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary name is hidden (leading dot), lies in the folder of `path` (a rename never crosses a file
     system) and has the extension of `path`, so that writers that look at the extension do the right thing.
-    Missing folders are made. On any error, a keyboard interrupt included, the temporary file is removed, `path`
-    stays what it was before, and the error goes on to the caller (`OSError` with ``errno.ENOSPC`` when the disk
-    is full).
+    Missing folders are made. On any error, a keyboard interrupt included, the temporary file is removed,
+    `path` stays what it was before, and the error goes on to the caller (`OSError` with ``errno.ENOSPC`` when
+    the disk is full).
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
