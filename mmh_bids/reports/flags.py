@@ -1,7 +1,7 @@
 """Quality thresholds, in one place, with a plain sentence for each.
 
-The thresholds here are the first ones: from the design of the app and from adult anatomy. They are warnings to look,
-not verdicts. Keys are those of the sidecar's quality values.
+The thresholds here are the first ones: from the design of the app and from adult anatomy. They are warnings
+to look, not verdicts. Keys are those of the sidecar's quality values.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Rule:
-    """A threshold: `accepts` is False if the values of `keys`, all present, call for a flag on ``keys[-1]``."""
+    """A threshold: where `accepts` is False for the values of `keys`, ``keys[-1]`` gets a flag."""
 
     keys: tuple[str, ...]
     accepts: Callable[..., bool]
@@ -82,15 +82,16 @@ RULES = (
         ("GradientCorrelation",),
         lambda value: value >= 0.95,
         "at least 0.95",
-        "Edges of the output differ from those of the input: anatomy may have been blurred or changed. Compare the "
-        "two pictures closely before using this image.",
+        "Edges of the output differ from those of the input: anatomy may have been blurred or changed. "
+        "Compare the two pictures closely before using this image.",
     ),
     Rule(
         ("BrainMaskVolume",),
         lambda value: 900 <= value <= 1900,
         "900 to 1900 mL",
-        "The brain mask is smaller or larger than an adult brain: look at the mask outline. A wrong mask spoils "
-        "everything after it; give a better one with --derivatives. (A child's brain or a cropped scan may be right.)",
+        "The brain mask is smaller or larger than an adult brain: look at the mask outline. A wrong mask "
+        "spoils everything after it; give a better one with --derivatives. (A child's brain or a cropped "
+        "scan may be right.)",
     ),
     Rule(
         ("Finite",),
@@ -115,7 +116,8 @@ RULES = (
         ("ParenchymaVolumeBefore", "ParenchymaVolumeAfter"),
         lambda before, after: before > 0 and abs(after - before) <= PARENCHYMA_CHANGE * before,
         "within 10 % of the input's",
-        "Grey plus white matter measure differently after harmonization: volumes from this image cannot be trusted.",
+        "Grey plus white matter measure differently after harmonization: volumes from this image "
+        "cannot be trusted.",
     ),
     Rule(
         ("ReferenceDistanceBefore", "ReferenceDistanceAfter"),
@@ -137,8 +139,8 @@ RULES = (
 def flags(qc: Mapping[str, Any]) -> list[Flag]:
     """The values of `qc` that call for a look, in the order of the rules.
 
-    Missing keys and None are passed over, unknown keys are never flagged, and a value with a threshold that is not
-    a finite number is flagged, since it could not be measured.
+    Missing keys and None are passed over, unknown keys are never flagged, and a value with a threshold that
+    is not a finite number is flagged, since it could not be measured.
 
     >>> [flag.key for flag in flags({"GradientCorrelation": 0.9, "Finite": True, "Something": -1})]
     ['GradientCorrelation']
@@ -183,8 +185,8 @@ def label(key: str) -> str:
 def show(key: str, value: Any) -> str:
     """A value with its digits and unit.
 
-    >>> show("BrainMaskVolume", 1234.56), show("Finite", True), show("SomethingNew", 0.123456), show("RangeMin", None)
-    ('1235 mL', 'yes', '0.1235', 'not measured')
+    >>> show("BrainMaskVolume", 1234.56), show("Finite", True), show("SomethingNew", 0.123456)
+    ('1235 mL', 'yes', '0.1235')
     """
     if value is None:
         return "not measured"
