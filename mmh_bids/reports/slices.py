@@ -171,12 +171,29 @@ def outline(inside: NDArray, zooms: Sequence[float]) -> str:
     Examples
     --------
     >>> outline(np.array([[1]]), (1.0, 2.0))
-    'M0 0.5L1 0L2 0.5L1 1z'
+    'M0 .5l1-.5 1 .5-1 .5z'
     """
     padded = np.pad(np.asarray(inside, dtype=np.float64), 1)
     parts = []
     for line in contour_generator(z=padded).lines(0.5):
         # column and row of the padded grid; +0.5 goes from pixel centres to edges, -1 undoes the padding
-        points = [f"{(x - 0.5) * zooms[1]:.1f} {(y - 0.5) * zooms[0]:.1f}" for x, y in np.asarray(line)[:-1]]
-        parts.append("M" + "L".join(points).replace(".0", "") + "z")
+        points = (np.asarray(line)[:-1] - 0.5) * (zooms[1], zooms[0])
+        # Steps between points rounded to tenths are half as long as positions, and cannot drift.
+        tenths = np.rint(points * 10).astype(int)
+        steps = np.diff(tenths, axis=0).ravel()
+        parts.append("M" + _numbers(tenths[0]) + "l" + _numbers(steps) + "z")
     return "".join(parts)
+
+
+def _numbers(tenths: NDArray) -> str:
+    """Tenths as SVG numbers, with a blank only where one is needed.
+
+    >>> _numbers(np.array([10, -5, 0, 25]))
+    '1-.5 0 2.5'
+    """
+    words = ""
+    for value in tenths:
+        word = f"{abs(value) / 10:g}"
+        word = ("-" if value < 0 else " ") + (word[1:] if word.startswith("0.") else word)
+        words += word
+    return words.lstrip(" ")
