@@ -23,7 +23,8 @@ _DATABASE_FILE = "layout_index.sqlite"
 _NAME_TERMS = frozenset(
     (
         "subject", "session", "sample", "task", "tracer", "acquisition", "ceagent", "staining",
-        "reconstruction", "direction", "run", "proc", "modality", "echo", "flip", "inversion", "mtransfer", "part", "chunk",
+        "reconstruction", "direction", "run", "proc", "modality", "echo", "flip", "inversion", "mtransfer",
+        "part", "chunk",
         "hemisphere", "space", "resolution", "desc", "suffix", "datatype", "extension", "regex_search",
     )
 )  # fmt: skip

@@ -39,8 +39,8 @@ def assign_sites(runs: Sequence[Run], settings: Settings, bids_root: Path) -> li
     """Return `runs` with `site` and `site_source` filled in, in the same order.
 
     ``auto`` takes, for each image by itself (no selection changes a label): the site column of
-    ``sub-X_sessions.tsv`` or ``participants.tsv`` where a table has one; else the scanner by its sidecar; else the
-    whole dataset as one site. A site that cannot be told is None, never an error.
+    ``sub-X_sessions.tsv`` or ``participants.tsv`` where a table has one; else the scanner by its sidecar;
+    else the whole dataset as one site. A site that cannot be told is None, never an error.
 
     Raises
     ------
