@@ -169,9 +169,9 @@ def write_provenance(
 ) -> Path:
     """Write the provenance of one run as PROV-JSON.
 
-    Entities are the input and output files (identifier = BIDS URI, percent-encoded; label = as it is) and the
-    settings (the plan). Activities are the run and one for each image. Agents are the software libraries: each
-    activity was associated with mmh_bids following the plan, the run with every library.
+    Entities are the input and output files (identifier = BIDS URI, percent-encoded; label = as it is) and
+    the settings (the plan). Activities are the run and one for each image. Agents are the software
+    libraries: each activity was associated with mmh_bids following the plan, the run with every library.
 
     Raises
     ------
@@ -190,7 +190,11 @@ def write_provenance(
             _name(uri),
             {PROV_TYPE: document.valid_qualified_name("mmh:File"), PROV_LABEL: uri, "mmh:sha256": digest},
         )
-    about = {PROV_TYPE: PROV["Plan"], PROV_LABEL: "Settings (TOML)", PROV_VALUE: settings_toml}
+    about: dict[Any, Any] = {
+        PROV_TYPE: PROV["Plan"],
+        PROV_LABEL: "Settings (TOML)",
+        PROV_VALUE: settings_toml,
+    }
     plan = document.entity(f"run:{run_id}/settings", about)
     run = document.activity(f"run:{run_id}", started, ended, {PROV_LABEL: f"mmh run {run_id}"})
     if container:
