@@ -58,27 +58,34 @@ class MethodsFacts:
 #: One sentence a method, with its citation keys; `{package}` is the package that does it, with its version.
 METHODS = {
     "none": "No harmonization was applied: the outputs are the preprocessed inputs (a control).",
-    "zscore": "Intensities were shifted and scaled to a common mean and standard deviation inside the "
-    "brain mask "
-    "with {intensity-normalization} [@reinhold2019].",
-    "whitestripe": "Intensities were scaled by the mode and the spread of normal-appearing white matter "
-    "(WhiteStripe "
-    "[@whitestripe]) with {intensity-normalization} [@reinhold2019].",
-    "nyul": "Intensities were mapped piecewise linearly so that percentiles inside the brain mask meet "
-    "the landmarks "
-    "of a standard scale (Nyul and Udupa [@nyul1999; @nyul2000]) with {intensity-normalization} "
-    "[@reinhold2019].",
-    "histmatch": "The histogram inside the brain mask was matched to that of the reference with {SimpleITK} "
-    "[@simpleitk].",
-    "mmh": "Images were harmonized with a diffusion model guided by style-free image gradients (MMH [@mmh]).",
+    "zscore": (
+        "Intensities were shifted and scaled to a common mean and standard deviation inside the brain mask "
+        "with {intensity-normalization} [@reinhold2019]."
+    ),
+    "whitestripe": (
+        "Intensities were scaled by the mode and the spread of normal-appearing white matter (WhiteStripe "
+        "[@whitestripe]) with {intensity-normalization} [@reinhold2019]."
+    ),
+    "nyul": (
+        "Intensities were mapped piecewise linearly so that percentiles inside the brain mask meet the "
+        "landmarks of a standard scale (Nyul and Udupa [@nyul1999; @nyul2000]) with "
+        "{intensity-normalization} [@reinhold2019]."
+    ),
+    "histmatch": (
+        "The histogram inside the brain mask was matched to that of the reference with {SimpleITK} "
+        "[@simpleitk]."
+    ),
+    "mmh": (
+        "Images were harmonized with a diffusion model guided by style-free image gradients (MMH [@mmh])."
+    ),
 }
 
 
 def methods_text(facts: MethodsFacts) -> str:
     """The methods paragraph as Markdown with pandoc citation keys.
 
-    >>> text = methods_text(MethodsFacts("nyul", "classic", sequences=("T1w",), versions={"mmh_bids":
-    "0.1.0"}))
+    >>> facts = MethodsFacts("nyul", "classic", sequences=("T1w",), versions={"mmh_bids": "0.1.0"})
+    >>> text = methods_text(facts)
     >>> text.startswith("T1-weighted images were harmonized across scanners with *mmh_bids* 0.1.0")
     True
     """
@@ -98,11 +105,11 @@ def _package(facts: MethodsFacts, name: str) -> str:
 
 
 def _opening(facts: MethodsFacts) -> str:
-    names = [f"T{name[1]}" for name in sorted(facts.sequences)]
+    names = "- and ".join(f"T{name[1]}" for name in sorted(facts.sequences))
+    ours, engine = _package(facts, "mmh_bids"), _package(facts, "nipype")
     return (
-        f"{'- and '.join(names)}-weighted images were harmonized across scanners with {_package(facts, "
-        f"'mmh_bids')}, "
-        f"a BIDS App [@bids] built on {_package(facts, 'nipype')} [@nipype] and *PyBIDS* [@pybids]."
+        f"{names}-weighted images were harmonized across scanners with {ours}, a BIDS App [@bids] built on "
+        f"{engine} [@nipype] and *PyBIDS* [@pybids]."
     )
 
 
@@ -115,25 +122,22 @@ def _preprocessing(facts: MethodsFacts) -> list[str]:
     found = [text for way, text in ways.items() if way in facts.brain_extraction]
     sentences = [f"Brain masks were {' or '.join(found)}."] if found else []
     if facts.bias_correction == "n4":
+        package = _package(facts, "SimpleITK")
         sentences.append(
-            f"Intensity non-uniformity was corrected inside the mask with N4 [@n4] in {_package(facts, "
-            f"'SimpleITK')} "
-            "[@simpleitk]."
+            f"Intensity non-uniformity was corrected inside the mask with N4 [@n4] in {package} [@simpleitk]."
         )
     if facts.registration == "affine":
         sentences.append(
             "Each brain was registered to the symmetric ICBM152 2009a template [@icbm152_2009; "
-            "@icbm152_2011], as "
-            "packaged with *nilearn* [@nilearn], by an affine transform that maximises mutual "
-            "information [@mattes]."
+            "@icbm152_2011], as packaged with *nilearn* [@nilearn], by an affine transform that maximises "
+            "mutual information [@mattes]."
         )
     elif facts.registration == "derivatives":
         sentences.append("Transforms to template space were taken from existing derivatives.")
     if facts.shared_transforms:
         sentences.append(
             "T2-weighted images took the mask and the transform of the same person's T1-weighted image "
-            "through a rigid "
-            "registration where that measured better than going alone."
+            "through a rigid registration where that measured better than going alone."
         )
     return sentences
 
@@ -146,13 +150,13 @@ def _harmonization(facts: MethodsFacts) -> str:
     if facts.method == "none":
         return sentence
     digest = f", sha256 {facts.bundle_sha256[:12]}" if facts.bundle_sha256 else ""
-    targets = {
-        "unified": "the unified reference of the bundle",
-        "site": "the site {}",
-        "image": "the reference image {}",
-    }
     kind, _, name = facts.target.partition(":")
-    target = targets.get(kind, facts.target).format(f"*{Path(name).name if kind == 'image' else name}*")
+    if kind == "site":
+        target = f"the site *{name}*"
+    elif kind == "image":
+        target = f"the reference image *{Path(name).name}*"
+    else:
+        target = f"the {kind} reference of the bundle"
     return f"{sentence} The target was {target} (model bundle *{facts.bundle}*{digest})."
 
 
@@ -162,8 +166,8 @@ def _return(facts: MethodsFacts) -> str:
     outside = "set to zero" if facts.skull == "strip" else "changed by that map alone"
     return (
         "The change was carried back to each image's own grid as a monotone intensity map plus the "
-        "interpolated "
-        f"rest, so that the original image was never resampled; voxels outside the brain were {outside}."
+        "interpolated rest, so that the original image was never resampled; voxels outside the brain were "
+        f"{outside}."
     )
 
 
