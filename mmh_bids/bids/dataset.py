@@ -22,8 +22,9 @@ from mmh_bids.settings import Settings
 
 Status = Literal["done", "failed", "skipped"]
 
-#: Ours that BIDS does not know. Folders by their bare names: the validator does not match ``sub-*/log/``.
-BIDSIGNORE = "*.html\nlogs/\nlog/\nfigures/\ngroup_*.tsv\n*_xfm.*\n"
+#: Ours that BIDS does not know. No slash at the end: bids-validator-deno 3.0.2 then misses folders of a
+#: participant.
+BIDSIGNORE = "*.html\nlogs\nsub-*/log\nsub-*/figures\ngroup_*.tsv\n*_xfm.*\n"
 
 README = """# Harmonized brain images
 
