@@ -215,9 +215,10 @@ def fit_monotone_map(x: ArrayLike, y: ArrayLike, n_knots: int = 256) -> Monotone
     """Fit the non-decreasing curve that brings `x` nearest to `y` in the least squares sense.
 
     The pairs are averaged in at most `n_knots` bins of x, half of them of equal count (detail where the
-    voxels are), half of equal width (detail in the bright tail); isotonic regression (pool adjacent violators,
-    Barlow et al. 1972) makes the means ascend, and straight lines join them. A straight relation is met exactly, as
-    means of a bin lie on the line; an inverted one gives a constant, the best that does not fall.
+    voxels are), half of equal width (detail in the bright tail); isotonic regression (pool adjacent
+    violators, Barlow et al. 1972) makes the means ascend, and straight lines join them. A straight relation
+    is met exactly, as means of a bin lie on the line; an inverted one gives a constant, the best that does
+    not fall.
 
     Parameters
     ----------

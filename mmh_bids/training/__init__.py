@@ -1,0 +1,1 @@
+"""Training of model bundles, one recipe a method."""
