@@ -70,6 +70,7 @@ QUANTITIES = (
     Quantity("WhiteGreyContrastAfter", "White-grey contrast, output"),
     Quantity("GridCoverage", "Share of the brain mask inside the model grid", digits=4),
     Quantity("TemplateSimilarity", "Similarity to the template after registration"),
+    Quantity("TemplateDice", "Overlap (Dice) with the template's brain after registration"),
 )
 
 #: Largest accepted change of the parenchyma volume, as a share of the input's.

@@ -47,13 +47,23 @@ class Intensities:
         ``InputScale`` and ``OutputScale``, each ``[low, high]`` = the own units that 0 and 1 of the model
         stand for, it is drawn over the voxels; else on axes of its own.
     reference_quantiles
-        Quantiles of the reference at the probabilities (i + 0.5) / n, in the units of `after`, or None.
+        Quantiles of the reference at the probabilities (i + 0.5) / n, in model units, or None. Drawn only if
+        ``OutputScale`` tells their place on the axis of `after`.
     """
 
     before: NDArray
     after: NDArray
     intensity_map: Mapping[str, Any] | None = None
     reference_quantiles: Sequence[float] | NDArray | None = None
+
+    @property
+    def reference(self) -> NDArray[np.float64] | None:
+        """The reference's quantiles in the units of `after`, None where they cannot be placed."""
+        scale = (self.intensity_map or {}).get("OutputScale")
+        if self.reference_quantiles is None or scale is None:
+            return None
+        low, high = scale
+        return low + np.asarray(self.reference_quantiles, dtype=np.float64) * (high - low)
 
 
 def histogram_svg(shown: Intensities, sequence: str) -> str:
@@ -65,11 +75,13 @@ def histogram_svg(shown: Intensities, sequence: str) -> str:
         FigureCanvasSVG(figure)
         axes = figure.subplots(3, 1, height_ratios=(1, 1, 2.1))
         _draw_histogram(axes[0], shown.before, BLUE, f"{sequence} input, in its own units")
-        _draw_histogram(axes[1], shown.after, VERMILLION, f"{sequence} output", shown.reference_quantiles)
+        _draw_histogram(axes[1], shown.after, VERMILLION, f"{sequence} output", shown.reference)
         _draw_map(axes[2], shown)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    # Without the prologue, which names an outside document type: the file stands for itself.
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
 
 
 def reference_density(quantiles: ArrayLike, edges: NDArray) -> NDArray[np.float64]:
@@ -103,7 +115,7 @@ def _draw_histogram(
     if quantiles is not None:
         expected = reference_density(quantiles, edges)
         axes.stairs(expected, edges, color=_INK, linewidth=1.6, linestyle="--", label="reference")
-        axes.legend(frameon=False, loc="upper right", fontsize=10)
+        axes.legend(frameon=False, loc="upper left", fontsize=10)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
     axes.set_yticks([])
