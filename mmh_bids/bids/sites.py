@@ -62,8 +62,8 @@ def _finder(settings: Settings, root: Path) -> Callable[[Run], Site]:
         return lambda run: (run.session, "session" if run.session else "no session")
     if way == "sidecar":
         return lambda run: site_of_sidecar(run.metadata)
+    whole = _site_of_dataset(root)
     if way == "dataset":
-        whole = _site_of_dataset(root)
         return lambda run: whole
     if way not in WAYS:
         raise UsageError(f"--site-from {way}: unknown; choose from {', '.join(WAYS)}")
@@ -81,7 +81,7 @@ def _finder(settings: Settings, root: Path) -> Callable[[Run], Site]:
         if way == "participants":
             return None, f"no {settings.site_column} column for this participant"
         by_scanner = site_of_sidecar(run.metadata)
-        return by_scanner if by_scanner[0] else _site_of_dataset(root)
+        return by_scanner if by_scanner[0] else whole
 
     return find
 
@@ -193,7 +193,6 @@ def _field_strength(text: str) -> str:
     return f"{nominal if abs(nominal - tesla) <= 0.05 * nominal else tesla:g}T"
 
 
-@functools.lru_cache(maxsize=8)
 def _site_of_dataset(root: Path) -> Site:
     """The dataset as one site, under its name, or its folder's where the description has none."""
     try:

@@ -204,7 +204,7 @@ def _shape_failure(shape: tuple[int, ...]) -> str | None:
 def _dtype_failure(header: nib.Nifti1Header) -> str | None:
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError:
+    except (HeaderDataError, KeyError):
         return f"unknown data type code {int(header['datatype'])}; convert the image again"
     if dtype.fields is not None:
         return "RGB colour image, not intensities; convert the image again from DICOM"
