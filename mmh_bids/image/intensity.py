@@ -98,7 +98,13 @@ def quantile_function(values: ArrayLike, n: int = N_QUANTILES) -> NDArray[np.flo
     values = np.asarray(values).ravel()
     if values.size == 0:
         raise ImageError("no voxel to take quantiles of: the mask is empty")
-    return np.quantile(values, (np.arange(n) + 0.5) / n).astype(np.float64)
+    # np.quantile gives the same, but its partitioning takes a hundred times longer for thousands of quantiles
+    ascending = np.sort(values)
+    place = (np.arange(n) + 0.5) / n * (values.size - 1)
+    below = place.astype(np.int64)
+    low = ascending[below].astype(np.float64)
+    high = ascending[np.minimum(below + 1, values.size - 1)].astype(np.float64)
+    return low + (place - below) * (high - low)
 
 
 def wasserstein(values: ArrayLike, quantiles: ArrayLike) -> float:

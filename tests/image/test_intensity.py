@@ -144,6 +144,14 @@ def test_wasserstein_measures_a_shift_and_agrees_with_scipy(seed, shift):
     assert wasserstein(a, quantile_function(b)) == pytest.approx(wasserstein_distance(a, b), abs=0.02)
 
 
+@pytest.mark.parametrize("size", [1, 2, 300, 5001])
+def test_quantiles_are_those_of_numpy(size):
+    values = np.random.default_rng(size).gamma(2, size=size).astype(np.float32)
+    np.testing.assert_allclose(
+        quantile_function(values, 64), np.quantile(values, (np.arange(64) + 0.5) / 64), rtol=1e-6
+    )
+
+
 def test_histogram_sums_to_one_and_keeps_the_ends():
     shares = histogram(np.array([-1, 0.005, 0.5, 2.0]))
     assert shares.sum() == pytest.approx(1)
