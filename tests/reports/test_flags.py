@@ -1,0 +1,64 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmh_bids.reports.flags import QUANTITIES, RULES, flags, show
+
+GOOD = {
+    "GradientCorrelation": 0.95, "RangeMin": 0.0, "RangeMax": 100.0, "Finite": True, "NonNegative": True,
+    "IntensityMapMonotone": True, "BrainMaskVolume": 900.0, "ParenchymaVolumeBefore": 1000.0,
+    "ParenchymaVolumeAfter": 1100.0, "ReferenceDistanceBefore": 0.1, "ReferenceDistanceAfter": 0.1,
+    "GridCoverage": 1.0,
+}  # fmt: skip
+
+
+def test_values_on_their_thresholds_pass():
+    assert flags(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("GradientCorrelation", 0.9499),
+        ("BrainMaskVolume", 899.9),
+        ("BrainMaskVolume", 1900.1),
+        ("Finite", False),
+        ("NonNegative", False),
+        ("IntensityMapMonotone", False),
+        ("ParenchymaVolumeAfter", 1100.5),
+        ("ParenchymaVolumeAfter", 899.0),
+        ("ReferenceDistanceAfter", 0.11),
+        ("GridCoverage", 0.98),
+    ],
+)
+def test_each_threshold_flags_its_own_key_only(key, value):
+    found = flags(GOOD | {key: value})
+    assert [flag.key for flag in found] == [key]
+    assert found[0].value == show(key, value)
+    assert found[0].limit and found[0].sentence.endswith((".", ")"))
+
+
+def test_every_rule_speaks_of_a_known_quantity():
+    assert {key for rule in RULES for key in rule.keys} <= {quantity.key for quantity in QUANTITIES}
+
+
+values = st.none() | st.booleans() | st.floats() | st.integers() | st.text()
+keys = st.sampled_from([quantity.key for quantity in QUANTITIES]) | st.text()
+
+
+@given(st.dictionaries(keys, values))
+@settings(max_examples=60, deadline=None)
+def test_no_value_whatever_stops_it(qc):
+    for flag in flags(qc):
+        assert flag.key in qc
+    for key, value in qc.items():
+        assert isinstance(show(key, value), str)
+
+
+@given(st.sampled_from(sorted(GOOD)), st.sampled_from([math.nan, math.inf, -math.inf]))
+@settings(max_examples=40, deadline=None)
+def test_a_threshold_is_never_passed_by_not_a_number(key, value):
+    ruled = {rule.keys[-1] for rule in RULES if key in rule.keys}
+    assert {flag.key for flag in flags(GOOD | {key: value})} == ruled
