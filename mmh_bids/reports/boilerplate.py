@@ -72,12 +72,9 @@ METHODS = {
         "{intensity-normalization} [@reinhold2019]."
     ),
     "histmatch": (
-        "The histogram inside the brain mask was matched to that of the reference with {SimpleITK} "
-        "[@simpleitk]."
+        "The histogram inside the brain mask was matched to that of the reference with {SimpleITK} [@simpleitk]."
     ),
-    "mmh": (
-        "Images were harmonized with a diffusion model guided by style-free image gradients (MMH [@mmh])."
-    ),
+    "mmh": ("Images were harmonized with a diffusion model guided by style-free image gradients (MMH [@mmh])."),
 }
 
 

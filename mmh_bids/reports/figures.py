@@ -51,12 +51,12 @@ CAPTIONS = {
         "few millimetres; individual folds never match."
     ),
 }
-#: File name label to heading.
+#: File name label to heading, in the order of the report.
 TITLES = {
     "mask": "Brain mask",
+    "registration": "Registration to the template",
     "beforeafter": "Before and after",
     "histogram": "Histograms and intensity map",
-    "registration": "Registration to the template",
 }
 _TEMPLATE = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 _TEMPLATE_WHITE = "mni_icbm152_wm_tal_nlin_sym_09a_converted.nii.gz"
@@ -125,9 +125,7 @@ def draw_figures(
     drawn = {
         "mask": _mask_sheet(pair[0], inside, _window(values[0]), sequence, sloppy),
         "beforeafter": _pair_sheet(pair, inside, [_window(each) for each in values], sequence, sloppy),
-        "histogram": histogram_svg(
-            Intensities(values[0], values[1], intensity_map, reference_quantiles), sequence
-        ),
+        "histogram": histogram_svg(Intensities(values[0], values[1], intensity_map, reference_quantiles), sequence),
     }
     if registration is not None:
         drawn["registration"] = _registration_sheet(load_volume(registration), sequence, sloppy)
@@ -177,9 +175,7 @@ def _lay(sheet: Sheet, row: _Row, y: float, draw: Callable[[int, float], None], 
     left = (sheet.width - row.total) / 2
     for number, index in enumerate(row.indices):
         draw(index, left + number * (row.width + _GAP))
-    for x, letter, anchor in zip(
-        (left + 2, left + row.total - 2), _SIDES[row.plane], ("start", "end"), strict=True
-    ):
+    for x, letter, anchor in zip((left + 2, left + row.total - 2), _SIDES[row.plane], ("start", "end"), strict=True):
         sheet.text(x, y + row.height / 2, letter, 13, anchor)
     sheet.text(4, y - 6, label)
 
@@ -197,9 +193,7 @@ def _outline(sheet: Sheet, volume: Volume, row: _Row, index: int, x: float, y: f
     sheet.path(x, y, data, colour, 1.2)
 
 
-def _mask_sheet(
-    volume: Volume, inside: Volume, window: tuple[float, float], sequence: str, sloppy: bool
-) -> str:
+def _mask_sheet(volume: Volume, inside: Volume, window: tuple[float, float], sequence: str, sloppy: bool) -> str:
     rows = _rows(volume, inside.data, _SLICES_MASK, sloppy)
     sheet = Sheet(max(row.total for row in rows), sum(row.height + _LABEL + _GAP for row in rows))
     y = 0.0
@@ -315,11 +309,7 @@ def _place_raster(
     if 0 in part.data.shape:
         return
     # Edges of the first voxel of either grid, from its centre.
-    x = (
-        corner[0]
-        + (part.origin[right] - part.zooms[right] / 2)
-        - (frame.origin[right] - frame.zooms[right] / 2)
-    )
+    x = corner[0] + (part.origin[right] - part.zooms[right] / 2) - (frame.origin[right] - frame.zooms[right] / 2)
     bottom = (part.origin[up] - part.zooms[up] / 2) - (frame.origin[up] - frame.zooms[up] / 2)
     y = corner[1] + row.height - bottom - part.size[up]
     grey = to_bytes(picture(part.data, row.plane, index), window)

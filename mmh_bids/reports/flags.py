@@ -117,8 +117,7 @@ RULES = (
         ("ParenchymaVolumeBefore", "ParenchymaVolumeAfter"),
         lambda before, after: before > 0 and abs(after - before) <= PARENCHYMA_CHANGE * before,
         "within 10 % of the input's",
-        "Grey plus white matter measure differently after harmonization: volumes from this image "
-        "cannot be trusted.",
+        "Grey plus white matter measure differently after harmonization: volumes from this image cannot be trusted.",
     ),
     Rule(
         ("ReferenceDistanceBefore", "ReferenceDistanceAfter"),

@@ -104,9 +104,7 @@ def _axis_range(values: NDArray, *more: float) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
-def _draw_histogram(
-    axes: Axes, values: NDArray, colour: str, title: str, quantiles: ArrayLike | None = None
-) -> None:
+def _draw_histogram(axes: Axes, values: NDArray, colour: str, title: str, quantiles: ArrayLike | None = None) -> None:
     tops = [] if quantiles is None else [float(np.quantile(np.asarray(quantiles), 0.999))]
     edges = np.linspace(*_axis_range(values, *tops), _BINS + 1)
     shares = np.histogram(values[np.isfinite(values)], bins=edges)[0] / max(values.size, 1)

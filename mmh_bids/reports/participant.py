@@ -137,9 +137,7 @@ def verdict(records: Sequence[ImageRecord]) -> str:
 
 def _environment() -> Environment:
     loader = PackageLoader("mmh_bids", "data/reports")
-    return Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _view(number: int, record: ImageRecord, output_dir: Path) -> dict[str, Any]:
@@ -154,7 +152,7 @@ def _view(number: int, record: ImageRecord, output_dir: Path) -> dict[str, Any]:
         "facts": _facts(record),
         "warnings": _warnings(record.harmonization),
         "qc": _table(record, marked),
-        "figures": [_figure(output_dir, figure) for figure in record.figures],
+        "figures": sorted((_figure(output_dir, path) for path in record.figures), key=_place),
         "outputs": [_link(output_dir, output) for output in record.outputs],
     }
 
@@ -252,6 +250,13 @@ def _figure(output_dir: Path, path: Path) -> dict[str, Any]:
     else:
         view["uri"] = "data:image/svg+xml," + quote(content, safe="/:;=,+ ()")
     return view
+
+
+def _place(figure: Mapping[str, Any]) -> tuple[int, str]:
+    """Figures follow the order of the work, whatever the order of their names; unknown ones come last."""
+    known = list(TITLES)
+    kind = figure["kind"]
+    return (known.index(kind) if kind in known else len(known), figure["name"])
 
 
 def is_harmless_svg(text: str) -> bool:

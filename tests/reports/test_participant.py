@@ -57,7 +57,7 @@ def write(tmp_path, records, errors=(), **changes):
 
 
 def figures(tmp_path, content=PICTURE):
-    names = ("mask", "beforeafter", "histogram")
+    names = ("beforeafter", "histogram", "mask")  # as a sorted folder has them
     paths = [tmp_path / "sub-01" / "figures" / f"sub-01_desc-{name}_T1w.svg" for name in names]
     paths[0].parent.mkdir(parents=True)
     for path in paths:
