@@ -19,7 +19,8 @@ from mmh_bids.simulate.scanner import Protocol, Scanner
 #: Air around the head inside the field of view, and how far it reaches below the brain, millimetres.
 _AIR_MARGIN = 8.0
 NECK = 45.0
-#: Width (standard deviation, voxels) of the in-plane point spread that comes on top of the voxel's own average.
+#: Width (standard deviation, voxels) of the in-plane point spread that comes on top of the voxel's own
+#: average.
 _POINT_SPREAD = 0.35
 #: Step of the transmit field for the parabola through three signals.
 _TRANSMIT_STEP = 0.15
@@ -38,7 +39,8 @@ class Acquisition:
     tissue
         uint8 image of the main tissue of each voxel, indices into `tissues.NAMES`.
     noise_free
-        (X, Y, Z) float32, the image before noise and rounding, with the receive field, in the units of `image`.
+        (X, Y, Z) float32, the image before noise and rounding, with the receive field, in the units of
+        `image`.
     metadata
         BIDS sidecar of `image`.
     """
@@ -50,7 +52,9 @@ class Acquisition:
     metadata: Mapping[str, Any]
 
 
-def acquire(head: Head, scanner: Scanner, sequence: str, seed: int = 0, neck: float = NECK) -> Acquisition:
+def acquire(
+    head: Head, scanner: Scanner, sequence: str, seed: int = 0, neck: float = NECK, noise_seed: int = 0
+) -> Acquisition:
     """Simulate one image.
 
     Parameters
@@ -62,9 +66,13 @@ def acquire(head: Head, scanner: Scanner, sequence: str, seed: int = 0, neck: fl
     sequence
         ``"T1w"`` or ``"T2w"``.
     seed
-        Seed of receive field and noise. Two seeds are two scans of the same person on the same scanner.
+        Seed of the receive field and the noise.
     neck
-        How far the field of view reaches below the brain, millimetres; everywhere else it holds the whole head.
+        How far the field of view reaches below the brain, millimetres; everywhere else it holds the whole
+        head.
+
+    noise_seed
+        Changes the noise only: two values are a scan and its rescan.
 
     Returns
     -------
@@ -77,19 +85,20 @@ def acquire(head: Head, scanner: Scanner, sequence: str, seed: int = 0, neck: fl
 
     Notes
     -----
-    Voxel values are averages over the voxel, so partial volume and slice thickness come out of the sampling. Noise is
-    Rician: magnitude of a complex signal with equal Gaussian noise in both channels (Gudbjartsson and Patz, Magn Reson
-    Med 1995;34:910).
+    Voxel values are averages over the voxel, so partial volume and slice thickness come out of the sampling.
+    Noise is Rician: magnitude of a complex signal with equal Gaussian noise in both channels (Gudbjartsson
+    and Patz, Magn Reson Med 1995;34:910).
     """
     protocol = scanner.protocol(sequence)
-    rng = np.random.default_rng([seed, 0 if sequence == "T1w" else 1])
     shape, affine = field_of_view(head, protocol, neck)
     anatomy, white = signal_volume(head, scanner, protocol)
     sampled = _sample(anatomy, head.affine, shape, affine, head)
     inside = _sample(head.mask.astype(np.float32), head.affine, shape, affine, head) >= 0.5
     sampled = _point_spread(sampled, protocol)
     sampled *= protocol.level / white
-    sampled *= receive_field(shape, affine, head, scanner.bias, rng)
+    sampled *= receive_field(shape, affine, head, scanner.bias, np.random.default_rng([seed, 4]))
+    number = 0 if sequence == "T1w" else 1
+    rng = np.random.default_rng([seed, 5, number, noise_seed])
     sigma = np.float32(protocol.level / protocol.snr)
     noisy = sampled + sigma * rng.standard_normal(shape, dtype=np.float32)
     noisy = np.hypot(noisy, sigma * rng.standard_normal(shape, dtype=np.float32))
@@ -221,7 +230,8 @@ def receive_field(
 
 
 def store(values: NDArray[np.float32], affine: NDArray[np.float64], protocol: Protocol) -> nib.Nifti1Image:
-    """Round to the protocol's data type and wrap as NIfTI, as read back from a file (slope applied on access).
+    """Round to the protocol's data type and wrap as NIfTI, as read back from a file (slope applied on
+    access).
 
     Parameters
     ----------
@@ -247,6 +257,27 @@ def store(values: NDArray[np.float32], affine: NDArray[np.float64], protocol: Pr
     if kind.kind in "iu" and protocol.slope != 1:
         image.header.set_slope_inter(protocol.slope, 0)
     return nib.Nifti1Image.from_bytes(image.to_bytes())
+
+
+def stored_bytes(image: nib.Nifti1Image) -> bytes:
+    """An image of `store` as the bytes of a .nii file with its very values and scl_slope.
+
+    nibabel forgets the slope of an image that it has read and would scale anew.
+
+    Examples
+    --------
+    >>> spoiled = Protocol("spoiled_gradient_echo", 0.02, 0.005, 20.0, (2.0, 2.0, 2.0), slope=2.5)
+    >>> image = store(np.full((2, 2, 2), 7, np.float32), np.eye(4), spoiled)
+    >>> again = nib.Nifti1Image.from_bytes(stored_bytes(image))
+    >>> float(again.dataobj.slope), float(again.get_fdata().max())
+    (2.5, 17.5)
+    """
+    proxy = image.dataobj
+    if not nib.is_proxy(proxy) or proxy.slope == 1:
+        return image.to_bytes()
+    plain = nib.Nifti1Image(proxy.get_unscaled(), None, image.header)
+    plain.header.set_slope_inter(proxy.slope, 0)
+    return plain.to_bytes()
 
 
 def _nifti(data: NDArray, affine: NDArray[np.float64]) -> nib.Nifti1Image:
@@ -279,7 +310,7 @@ def _look_up(
 
 
 def _transmit_deviation(head: Head, strength: float) -> NDArray[np.float32]:
-    """Transmit field minus 1: above nominal in the middle of the brain, below it at the edge (dielectric effect)."""
+    """Transmit field minus 1: positive in the middle of the brain, negative at its edge."""
     linear = head.affine[:3, :3]
     centre = np.mean(bounding_box(head.mask), axis=0)
     # |A v|^2 is separable only without shear; heads keep nearly orthogonal axes, so the lengths will do.
@@ -295,7 +326,7 @@ def _transmit_deviation(head: Head, strength: float) -> NDArray[np.float32]:
 def _sample(
     volume: NDArray[np.float32], source: NDArray, shape: tuple[int, int, int], target: NDArray, head: Head
 ) -> NDArray[np.float32]:
-    """Average of `volume` over each voxel of the target grid: sub-voxels no larger than the head's, then their mean."""
+    """Average of `volume` over each voxel of the target grid: the mean of small sub-voxels."""
     spacing = float(np.linalg.norm(head.affine[:3, :3], axis=0).mean())
     sizes = np.linalg.norm(target[:3, :3], axis=0)
     parts = np.maximum(1, np.ceil(sizes / spacing - 0.15).astype(int))
@@ -348,7 +379,7 @@ def _oblique(angles: tuple[float, float, float]) -> NDArray[np.float64]:
 
 
 def _corners(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """World coordinates, (N, 3), of the mask's outline: first and last voxel of every fourth line along each axis."""
+    """World coordinates (N, 3) of the mask's outline: both ends of every fourth line along each axis."""
     points = []
     for axis in range(3):
         moved = np.moveaxis(mask, axis, 0)

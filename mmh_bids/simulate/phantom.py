@@ -57,8 +57,9 @@ class Head:
     mask
         (X, Y, Z) bool, brain and the fluid around it: the truth of brain extraction.
     texture
-        (X, Y, Z) float32, zero mean and unit variance: how far T1 and T2 deviate at this place, in standard deviations
-        of the tissue. Part of the anatomy, so that it travels with the person from scanner to scanner.
+        (X, Y, Z) float32, zero mean and unit variance: how far T1 and T2 deviate at this place, in standard
+        deviations of the tissue. Part of the anatomy, so that it travels with the person from scanner to
+        scanner.
     scales
         (3, T) factors on T1, T2 and proton density of this person.
     name
@@ -196,7 +197,8 @@ def head_from_labels(path: str | Path, seed: int = 0, person_spread: bool = True
 def add_fat(
     first: NDArray[np.uint8], soft: NDArray[np.bool_], spacing: float, rng: np.random.Generator
 ) -> None:
-    """Turn part of the soft tissue into fat, in place: a layer under the skin of 3 to 9 mm and strands between muscles.
+    """Turn part of the soft tissue into fat, in place: a layer under the skin of 3 to 9 mm and strands
+    between muscles.
 
     Parameters
     ----------
@@ -210,11 +212,9 @@ def add_fat(
         Source of randomness.
     """
     inside = ~np.isin(first, (INDEX["air"], INDEX["skin"]))
-    # Distance by repeated erosion would be exact enough but slow: the transform on every second voxel is neither.
-    depth = ndimage.distance_transform_edt(_padded(inside[::2, ::2, ::2])).astype(np.float32)[
-        1:-1, 1:-1, 1:-1
-    ]
-    depth *= 2 * spacing
+    # Every second voxel is fine enough for layers of millimetres and eight times faster. The grid's border
+    # does not count as skin: there the head was cut off.
+    depth = ndimage.distance_transform_edt(inside[::2, ::2, ::2]).astype(np.float32) * np.float32(2 * spacing)
     variation = smooth_noise(depth.shape, (6.0 / spacing,), rng)
     strands = smooth_noise(depth.shape, (2.0 / spacing,), rng)
     fat = (depth < 6 + 1.5 * variation) | (strands > 0.8)
@@ -295,9 +295,9 @@ def _lookup(labels: NDArray[np.int32], path: Path) -> NDArray[np.uint8]:
                 table[code] = INDEX[name]
     out = table[labels]
     if (out == unknown).any():
-        codes = ", ".join(str(code) for code in np.unique(labels[out == unknown])[:5])
+        examples = ", ".join(str(code) for code in np.unique(labels[out == unknown])[:5])
         raise ImageError(
-            f"{path}: label(s) {codes} stand for no known tissue; recode them to FreeSurfer's codes"
+            f"{path}: label(s) {examples} stand for no known tissue; recode them to FreeSurfer's codes"
         )
     return out
 
@@ -311,10 +311,6 @@ def _shift(voxels: NDArray[np.int64]) -> NDArray[np.float64]:
     out = np.eye(4)
     out[:3, 3] = voxels
     return out
-
-
-def _padded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return np.pad(mask, 1)
 
 
 def _upsample(coarse: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -22,10 +22,10 @@ DTYPES = ("int16", "uint16", "uint8", "float32")
 _KINDS = ("mprage", "spoiled_gradient_echo", "spin_echo", "fast_spin_echo")
 #: Names of pulse sequences in sidecars.
 _SIDECAR_NAMES = {
-    "mprage": ("IR\\GR", "MPRAGE"),
-    "spoiled_gradient_echo": ("GR", "Spoiled gradient echo"),
-    "spin_echo": ("SE", "Spin echo"),
-    "fast_spin_echo": ("SE", "Fast spin echo"),
+    "mprage": ("IR\\GR", "SP\\MP", "MPRAGE"),
+    "spoiled_gradient_echo": ("GR", "SP", "Spoiled gradient echo"),
+    "spin_echo": ("SE", "NONE", "Spin echo"),
+    "fast_spin_echo": ("SE", "SK", "Fast spin echo"),
 }
 
 
@@ -52,7 +52,8 @@ class Protocol:
     dtype, slope
         Stored type, and scl_slope of integer types (1 writes none).
     level
-        Stored-value scale: what unbiased white matter of an average person comes to (receive gain), before `slope`.
+        Stored-value scale: what unbiased white matter of an average person comes to (receive gain), before
+        `slope`.
     snr
         White-matter `level` over the standard deviation of the noise.
     """
@@ -81,7 +82,7 @@ class Protocol:
             If no scanner could play the sequence out (negative delay).
         """
         angle = self.flip * transmit
-        train = {"echo_spacing": self.echo_spacing, "echoes": self.echoes}
+        train: dict[str, Any] = {"echo_spacing": self.echo_spacing, "echoes": self.echoes}
         if self.sequence == "mprage":
             return signal.mprage(
                 tissues.t1,
@@ -97,7 +98,8 @@ class Protocol:
             return signal.spoiled_gradient_echo(
                 tissues.t1, tissues.t2star, tissues.pd, tr=self.tr, te=self.te, flip=angle
             )
-        # A spin echo's excitation is 90 degrees; off-nominal fields cost sin^3 (Hennig and Scheffler 2001 for trains).
+        # Excitation 90 and refocusing 180 degrees scale alike: sin(excitation) sin^2(refocusing / 2) is a
+        # cube.
         loss = np.abs(np.sin(np.pi / 2 * transmit)) ** 3
         if self.sequence == "spin_echo":
             return loss * signal.spin_echo(tissues.t1, tissues.t2, tissues.pd, tr=self.tr, te=self.te)
@@ -146,15 +148,22 @@ class Scanner:
     def sidecar(self, sequence: str) -> dict[str, Any]:
         """BIDS metadata of an image of this scanner, in writing order."""
         protocol = self.protocol(sequence)
-        kind, label = _SIDECAR_NAMES[protocol.sequence]
+        kind, variant, label = _SIDECAR_NAMES[protocol.sequence]
         out: dict[str, Any] = {
             "Manufacturer": self.manufacturer,
             "ManufacturersModelName": self.model,
             "MagneticFieldStrength": self.field,
             "InstitutionName": self.institution,
+            "StationName": f"SIM{self.name}",
             "DeviceSerialNumber": f"SIM-{self.name}",
+            "SoftwareVersions": "mmh-simulate",
+            "ReceiveCoilName": "Simulated head coil",
+            "NonlinearGradientCorrection": True,
             "MRAcquisitionType": "2D" if max(protocol.voxel) >= 1.5 * min(protocol.voxel) else "3D",
             "ScanningSequence": kind,
+            "SequenceVariant": variant,
+            "SequenceName": protocol.sequence,
+            "PulseSequenceType": label,
             "PulseSequenceDetails": f"{label}, simulated",
             "RepetitionTime": protocol.tr,
             "EchoTime": protocol.te,
@@ -166,10 +175,14 @@ class Scanner:
             out["EchoTrainLength"] = protocol.echoes
         return out
 
-    def resized(self, voxels: Mapping[str, tuple[float, float, float]]) -> Scanner:
-        """The same scanner with other voxel sizes (per sequence, millimetres); noise level and all else unchanged."""
+    def changed(self, changes: Mapping[str, Mapping[str, Any]]) -> Scanner:
+        """The same scanner with some `Protocol` fields replaced, per sequence.
+
+        >>> load_scanners()["A"].changed({"T1w": {"voxel": (2.0, 2.0, 2.0)}}).protocol("T1w").voxel
+        (2.0, 2.0, 2.0)
+        """
         protocols = {
-            name: dataclasses.replace(protocol, voxel=voxels.get(name, protocol.voxel))
+            name: dataclasses.replace(protocol, **changes.get(name, {}))
             for name, protocol in self.protocols.items()
         }
         return dataclasses.replace(self, protocols=protocols)

@@ -1,8 +1,10 @@
-"""Signal equations of the pulse sequences: relaxation times and proton density in, transverse magnetisation out.
+"""Signal equations of the pulse sequences: relaxation times and proton density in, transverse magnetisation
+out.
 
-All times are in seconds, angles in degrees; arguments broadcast as NumPy arrays. Signals are in units of the fully
-relaxed magnetisation of a tissue with proton density 1 and never take coil, gain or noise into account. A protocol that
-no scanner could play out (a negative delay, an echo outside its train) raises UsageError.
+All times are in seconds, angles in degrees; arguments broadcast as NumPy arrays. Signals are in units of the
+fully relaxed magnetisation of a tissue with proton density 1 and never take coil, gain or noise into
+account. A protocol that no scanner could play out (a negative delay, an echo outside its train) raises
+UsageError.
 """
 
 from __future__ import annotations
@@ -80,8 +82,9 @@ def mprage(
 ) -> Array:
     """Magnitude at the centre of k-space of a magnetisation-prepared rapid gradient echo in its steady state.
 
-    Each cycle of `tr` seconds: inversion, recovery, `echoes` low-angle excitations `echo_spacing` apart with perfect
-    spoiling, recovery. The centre of k-space is the middle excitation, `ti` seconds after the inversion.
+    Each cycle of `tr` seconds: inversion, recovery, `echoes` low-angle excitations `echo_spacing` apart with
+    perfect spoiling, recovery. The centre of k-space is the middle excitation, `ti` seconds after the
+    inversion.
 
     Parameters
     ----------
@@ -112,8 +115,9 @@ def mprage(
 
     Notes
     -----
-    Mugler and Brookeman, Magn Reson Med 1990;15:152; closed form as in Deichmann et al., NeuroImage 2000;12:112.
-    Longitudinal magnetisation goes through affine maps M -> a M + b, so the steady state is b / (1 - a) of a cycle.
+    Mugler and Brookeman, Magn Reson Med 1990;15:152; closed form as in Deichmann et al., NeuroImage
+    2000;12:112. Longitudinal magnetisation goes through affine maps M -> a M + b, so the steady state is b /
+    (1 - a) of a cycle.
 
     Examples
     --------
@@ -169,8 +173,8 @@ def spin_echo(t1: ArrayLike, t2: ArrayLike, pd: ArrayLike, *, tr: float, te: flo
 
     Notes
     -----
-    Solution of the Bloch equations with the refocusing pulse at te / 2; e.g. Haacke et al., Magnetic Resonance
-    Imaging: Physical Principles and Sequence Design, Wiley 1999, chapter 8.
+    Solution of the Bloch equations with the refocusing pulse at te / 2; e.g. Haacke et al., Magnetic
+    Resonance Imaging: Physical Principles and Sequence Design, Wiley 1999, chapter 8.
 
     Examples
     --------
@@ -186,7 +190,8 @@ def spin_echo(t1: ArrayLike, t2: ArrayLike, pd: ArrayLike, *, tr: float, te: flo
 def fast_spin_echo(
     t1: ArrayLike, t2: ArrayLike, pd: ArrayLike, *, tr: float, te: float, echo_spacing: float, echoes: int
 ) -> Array:
-    """Fast (turbo) spin echo with full refocusing: recovery starts after the last echo, contrast is that of `te`.
+    """Fast (turbo) spin echo with full refocusing: recovery starts after the last echo, contrast is that of
+    `te`.
 
     Parameters
     ----------
@@ -195,8 +200,8 @@ def fast_spin_echo(
     tr
         Repetition time, seconds.
     te
-        Effective echo time (of the echo at the centre of k-space), seconds. For trains of variable flip angles give the
-        contrast-equivalent echo time.
+        Effective echo time (of the echo at the centre of k-space), seconds. For trains of variable flip
+        angles give the contrast-equivalent echo time.
     echo_spacing, echoes
         Seconds between echoes and length of the train.
 
@@ -216,8 +221,8 @@ def fast_spin_echo(
 
     Examples
     --------
-    >>> fluid, white = fast_spin_echo([4.0, 0.83], [2.0, 0.08], [1.0, 0.72], tr=6.0, te=0.1, echo_spacing=0.01,
-    ...                               echoes=16)
+    >>> train = {"tr": 6.0, "te": 0.1, "echo_spacing": 0.01, "echoes": 16}
+    >>> fluid, white = fast_spin_echo([4.0, 0.83], [2.0, 0.08], [1.0, 0.72], **train)
     >>> bool(fluid > 2 * white)
     True
     """

@@ -1,4 +1,4 @@
-"""The tissues of a head: relaxation times and proton density at 1.5 T and 3 T, and how they differ between people."""
+"""The tissues of a head: relaxation times and proton density at 1.5 T and 3 T, and their spread."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from numpy.typing import NDArray
 
 from mmh_bids.errors import UsageError
 
-#: name: (T1 at 1.5 T, T1 at 3 T, T2 at 1.5 T, T2 at 3 T, T2* over T2, proton density, texture), milliseconds.
-#: Rounded, as far as measured there:
-#: brain T1 and T2 at 3 T: Wansapura et al., J Magn Reson Imaging 1999;9:531; T1 at 1.5 T, deep grey matter against
-#: cortex, fluid: Rooney et al., Magn Reson Med 2007;57:308; T2 at 1.5 T, optic nerve, cord, blood, muscle:
-#: Stanisz et al., Magn Reson Med 2005;54:507; fat and marrow: de Bazelaire et al., Radiology 2004;230:652; proton
-#: densities: Kwan et al., IEEE Trans Med Imaging 1999;18:1085. Cortical bone is nearly invisible at these echo
-#: times: water content and T2 after Techawiboonwong et al., Radiology 2008;248:824. Skin, mucosa, eye, dura: set between
-#: the above by what they are made of. `texture` is the relative standard deviation of T1 and T2 inside the tissue.
+#: name: (T1 at 1.5 T, T1 at 3 T, T2 at 1.5 T, T2 at 3 T, T2* over T2, proton density, texture),
+#: milliseconds. Rounded values within the range of what was measured, chosen after: brain T1 and T2 at 3 T:
+#: Wansapura et al., J Magn Reson Imaging 1999;9:531; T1 at 1.5 T, deep grey matter against cortex, fluid:
+#: Rooney et al., Magn Reson Med 2007;57:308; T2 at 1.5 T, optic nerve, cord, blood, muscle: Stanisz et al.,
+#: Magn Reson Med 2005;54:507; fat and marrow: de Bazelaire et al., Radiology 2004;230:652; proton densities:
+#: Kwan et al., IEEE Trans Med Imaging 1999;18:1085. Cortical bone is nearly invisible at these echo times:
+#: water content and T2 after Techawiboonwong et al., Radiology 2008;248:824. Skin, mucosa, eye, dura: set
+#: between the above by what they are made of. `texture` is the relative standard deviation of T1 and T2
+#: inside the tissue.
 _TABLE: dict[str, tuple[float, float, float, float, float, float, float]] = {
     "air": (1000, 1000, 50, 50, 0.5, 0.0, 0.0),
     "white_matter": (660, 840, 76, 74, 0.7, 0.73, 0.025),
@@ -47,8 +48,8 @@ INDEX: dict[str, int] = {name: number for number, name in enumerate(NAMES)}
 #: What counts as white and grey matter where a contrast is asked for.
 WHITE, GREY = INDEX["white_matter"], INDEX["cortex"]
 
-#: Relative standard deviation between healthy adults of T1, T2 and proton density (order of the spread that the above
-#: sources report between their volunteers).
+#: Relative standard deviation between healthy adults of T1, T2 and proton density (order of the spread that
+#: the above sources report between their volunteers).
 PERSON_SPREAD = (0.03, 0.04, 0.015)
 
 
@@ -85,8 +86,8 @@ def relaxation(field: float) -> Relaxation:
     Parameters
     ----------
     field
-        Tesla, 1 to 4; between and beyond 1.5 T and 3 T times are interpolated in the logarithm of the field (T1 grows
-        with about its cube root, Bottomley et al., Med Phys 1984;11:425).
+        Tesla, 1 to 4; between and beyond 1.5 T and 3 T times are interpolated in the logarithm of the field
+        (T1 grows with about its cube root, Bottomley et al., Med Phys 1984;11:425).
 
     Returns
     -------
@@ -114,8 +115,8 @@ def relaxation(field: float) -> Relaxation:
 def person_scales(rng: np.random.Generator) -> NDArray[np.float64]:
     """Draw one person's deviation from the table: (3, T) factors for T1, T2 and proton density.
 
-    Half of the variance is common to all tissues of the person, half belongs to each tissue. Factors lie within three
-    standard deviations.
+    Half of the variance is common to all tissues of the person, half belongs to each tissue. Factors lie
+    within three standard deviations.
 
     Examples
     --------
