@@ -263,9 +263,7 @@ def _add_activity(
         attributes["mmh:" + quote(key, safe="")] = (
             value if plain else json.dumps(value, sort_keys=True, ensure_ascii=False)
         )
-    activity = document.activity(
-        f"run:{run_id}/{quote(record.name)}", record.started, record.ended, attributes
-    )
+    activity = document.activity(f"run:{run_id}/{quote(record.name)}", record.started, record.ended, attributes)
     if agent is not None:
         document.wasAssociatedWith(activity, agent, plan)
     for uri in record.used:

@@ -72,8 +72,7 @@ def test_every_relation_is_there(tmp_path):
 
     def pairs(kind):
         return {
-            tuple(value.uri for _, value in list(record.formal_attributes)[:2])
-            for record in document.get_records(kind)
+            tuple(value.uri for _, value in list(record.formal_attributes)[:2]) for record in document.get_records(kind)
         }
 
     activity = "urn:mmh_bids:run:20260102-ab12/sub-01_T1w"
