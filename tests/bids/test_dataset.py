@@ -43,9 +43,7 @@ SIDECAR = {"EchoTime": 0.003, "FlipAngle": 9, "PhaseEncodingDirection": "j", "Se
 
 @pytest.fixture
 def asked(make_dataset, settings):
-    root = make_dataset(
-        IMAGES, {"T1w.json": SIDECAR, "participants.tsv": "participant_id\tsite\nsub-01\tGenève\n"}
-    )
+    root = make_dataset(IMAGES, {"T1w.json": SIDECAR, "participants.tsv": "participant_id\tsite\nsub-01\tGenève\n"})
     return settings(root)
 
 
@@ -53,7 +51,8 @@ def all_paths(run):
     paths = OutputPaths(Path("/out"), run)
     return [
         paths.harmonized(), paths.harmonized(TEMPLATE), paths.harmonized(TEMPLATE, "1"), paths.preproc,
-        paths.model_grid, paths.brain_mask, paths.transform(), paths.transform(ext=".h5"), paths.figure("mask"),
+        paths.model_grid, paths.brain_mask, paths.transform(), paths.transform(ext=".h5"),
+        paths.figure("mask"),
     ]  # fmt: skip
 
 
@@ -138,9 +137,7 @@ def test_another_programs_folder_is_refused(asked):
 def test_dataset_files_stay_untouched_when_nothing_changes(asked, monkeypatch):
     monkeypatch.delenv("CONTAINER", raising=False)
     write_dataset_files(asked)
-    files = {
-        path: (path.stat().st_ino, path.read_bytes()) for path in asked.output_dir.iterdir() if path.is_file()
-    }
+    files = {path: (path.stat().st_ino, path.read_bytes()) for path in asked.output_dir.iterdir() if path.is_file()}
     assert len(files) == 5
     write_dataset_files(asked)
     assert files == {path: (path.stat().st_ino, path.read_bytes()) for path in files}
@@ -161,10 +158,7 @@ def test_sloppy_is_stamped_and_sticks(asked, settings):
 
 
 def participants(asked):
-    return {
-        row["participant_id"]: row
-        for row in read_tsv(asked.output_dir / "participants.tsv", "participant_id")[1]
-    }
+    return {row["participant_id"]: row for row in read_tsv(asked.output_dir / "participants.tsv", "participant_id")[1]}
 
 
 def test_statuses_are_merged_over_calls(asked):
@@ -247,9 +241,7 @@ def write_outputs(asked, runs):
         ]:
             with atomic_path(path) as temporary:
                 nib.save(nib.Nifti1Image(np.ones((9, 9, 9), np.float32), np.eye(4)), temporary)
-            fields = sidecar(
-                run, source, skull_stripped=True, resolution=res, harmonization={"Method": "none"}
-            )
+            fields = sidecar(run, source, skull_stripped=True, resolution=res, harmonization={"Method": "none"})
             write_sidecar(path, mask_sidecar(source) if path == paths.brain_mask else fields)
         others = [paths.transform(), paths.report, paths.figure("mask"), paths.log_dir("run") / "crash-1.txt"]
         for path in others:

@@ -212,6 +212,10 @@ def test_no_voxel_is_further_off_than_the_corners(first, second, shape, place):
     assert form_distance(first, second, shape) == form_distance(second, first, shape)
 
 
+def test_distance_is_the_one_of_the_farthest_voxel():
+    assert form_distance(np.eye(4), np.diag([1.03, 1.04, 1, 1]), (101, 101, 5)) == pytest.approx(5)
+
+
 @given(affines, shapes)
 def test_same_form_has_no_distance(affine, shape):
     assert form_distance(affine, affine, shape) == 0
