@@ -24,7 +24,7 @@ else:
 class Settings:
     """One field a flag of ``mmh``; see ``mmh --help`` for what each means.
 
-    Labels carry no ``sub-``/``ses-`` prefix. `mem_gb` None = what the machine has. `derivatives` are (name, path) pairs.
+    Labels carry no ``sub-``/``ses-`` prefix. `mem_gb` None = what the machine has. `derivatives`: (name, path) pairs.
     """
 
     bids_dir: Path
@@ -50,7 +50,6 @@ class Settings:
     output_spaces: tuple[str, ...] = ()
     random_seed: int = 0
     sloppy: bool = False
-    qc_fail: str = "warn"
     # resources
     nprocs: int = 1
     omp_nthreads: int = 1
@@ -111,7 +110,9 @@ class Settings:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(raw) - set(fields))
         if unknown:
-            raise UsageError(f"--config-file: unknown setting(s) {', '.join(unknown)}; known are {', '.join(sorted(fields))}")
+            raise UsageError(
+                f"--config-file: unknown setting(s) {', '.join(unknown)}; known are {', '.join(sorted(fields))}"
+            )
         return {name: _typed(value, str(fields[name].type)) for name, value in raw.items()}
 
 

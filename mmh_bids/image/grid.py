@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
@@ -26,9 +27,14 @@ def template_path() -> Path:
         return Path(path)
 
 
+def open_nifti(path: str | Path) -> nib.Nifti1Image:
+    """`nibabel.load` for files known to be NIfTI: lazy, and with the type that says so."""
+    return cast(nib.Nifti1Image, nib.load(path))
+
+
 def load_template() -> nib.Nifti1Image:
     """Return the template brain: float32, zero outside the brain, shape (197, 233, 189)."""
-    image = nib.load(template_path())
+    image = open_nifti(template_path())
     data = np.asarray(image.dataobj, dtype=np.float32)
     return nib.Nifti1Image(data, image.affine)
 
@@ -46,7 +52,7 @@ def voxel_map(source_affine: NDArray, target_affine: NDArray, target_to_source: 
 def resample(
     data: NDArray,
     source_affine: NDArray,
-    target_shape: tuple[int, int, int],
+    target_shape: tuple[int, ...],
     target_affine: NDArray,
     target_to_source: NDArray | None = None,
     order: int = 1,
@@ -64,7 +70,12 @@ def resample(
 
     matrix = voxel_map(source_affine, target_affine, target_to_source)
     return affine_transform(
-        np.asarray(data, dtype=np.float32), matrix[:3, :3], matrix[:3, 3], tuple(target_shape), order=order, cval=0.0
+        np.asarray(data, dtype=np.float32),
+        matrix[:3, :3],
+        matrix[:3, 3],
+        tuple(target_shape),
+        order=order,
+        cval=0.0,
     )
 
 

@@ -47,7 +47,7 @@ class ModelVolumes:
     after: NDArray[np.float32]
     mask: NDArray[np.bool_]
     affine: NDArray[np.float64]
-    native_to_mni: NDArray[np.float64]
+    native_to_mni: NDArray
 
 
 def transport(
@@ -83,7 +83,9 @@ def transport(
     if skull == "keep":
         # slab by slab: a float64 copy of a whole 0.5 mm head would cost a gigabyte
         for index in range(native.shape[0]):
-            out[index] = _floored(scale_out.to_own(curve(scale_in.to_unit(native[index].astype(np.float64)))), native[index])
+            out[index] = _floored(
+                scale_out.to_own(curve(scale_in.to_unit(native[index].astype(np.float64)))), native[index]
+            )
     box = bounding_box(native_mask, margin=1)
     inside = native_mask[box]
     values = native[box][inside].astype(np.float64)

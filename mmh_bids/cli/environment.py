@@ -1,0 +1,36 @@
+"""What must be set before the heavy libraries are imported: caches under the work directory, no network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mmh_bids.errors import UsageError
+
+
+def prepare_environment(work_dir: Path) -> None:
+    """Point every library's cache into `work_dir` and switch network lookups off.
+
+    A container's root may be read-only, its user unknown and HOME missing; nothing may depend on them. A
+    TEMPLATEFLOW_HOME that is set stays. CUDA_VISIBLE_DEVICES is never touched.
+    """
+    caches = work_dir / "caches"
+    try:
+        caches.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--work-dir {work_dir}: cannot be written ({error.strerror}); name a folder that can"
+        ) from None
+    for name, folder in (
+        ("MPLCONFIGDIR", "matplotlib"), ("TORCH_HOME", "torch"), ("HF_HOME", "huggingface"), ("XDG_CACHE_HOME", "xdg"),
+        ("NIPYPE_CONFIG_DIR", "nipype"), ("NUMBA_CACHE_DIR", "numba"),
+    ):  # fmt: skip
+        os.environ[name] = str(caches / folder)
+        (caches / folder).mkdir(exist_ok=True)
+    os.environ.setdefault("TEMPLATEFLOW_HOME", str(caches / "templateflow"))
+    os.environ.update(
+        NIPYPE_NO_ET="1", NO_ET="1", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TEMPLATEFLOW_AUTOUPDATE="0",
+        MPLBACKEND="Agg",
+    )  # fmt: skip
+    if not os.access(os.environ.get("HOME", ""), os.W_OK):
+        os.environ["HOME"] = str(caches)

@@ -1,0 +1,295 @@
+"""Flags of ``mmh`` and how they become `Settings`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmh_bids import __version__
+from mmh_bids.errors import UsageError
+from mmh_bids.settings import Settings
+
+_UNITS = {"": 1e-3, "K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}
+
+EPILOG = """\
+examples:
+  mmh data/ds-sample out participant              harmonize everything, unified look
+  mmh bids out participant --participant-label 01 --dry-run
+                                                  list what would be done and why
+  mmh bids out participant --target site:Utrecht  towards one site's look
+  mmh bids out participant -d fmriprep=/data/fmriprep
+                                                  reuse fMRIPrep's brain masks
+
+exit codes: 0 all done, 1 some image failed (the others are done), 2 wrong usage,
+3 nothing to do, 70 internal error. Run the same command again to resume.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Usage errors in one line on standard error, exit code 2, like every other error of ours."""
+
+    def error(self, message: str):
+        raise UsageError(f"{message} (mmh --help lists the flags)")
+
+
+def memory_gb(text: str) -> float:
+    """GB from ``8G``, ``500M``, ``1T``, or a bare number of MB, as fMRIPrep and Slurm read it.
+
+    >>> memory_gb("8G"), memory_gb("4096"), memory_gb("512mb")
+    (8.0, 4.096, 0.512)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is no amount of memory: write for example 8G or 8000 (MB)")
+    return round(float(match[1]) * _UNITS[match[2].upper()], 6)
+
+
+def label(text: str) -> str:
+    """A participant or session label without its prefix.
+
+    >>> label("sub-01"), label("ses-A"), label("01")
+    ('01', 'A', '01')
+    """
+    return re.sub(r"^(sub|ses)-", "", text.strip())
+
+
+def derivative(text: str) -> tuple[str, str]:
+    """``NAME=PATH`` or a bare path, whose folder name becomes the name."""
+    name, _, path = text.rpartition("=")
+    folder = Path(path).expanduser().resolve()
+    return name or folder.name, str(folder)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; flags are spelled as fMRIPrep and MRIQC spell them, underscores are accepted for hyphens."""
+    parser = _Parser(
+        prog="mmh",
+        description="Harmonize the T1w and T2w images of a BIDS dataset across scanners.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("bids_dir", type=_path, help="root of a valid BIDS dataset")
+    parser.add_argument(
+        "output_dir",
+        type=_path,
+        help="where the derivatives go; never inside the dataset but under derivatives/",
+    )
+    parser.add_argument(
+        "analysis_level",
+        nargs="+",
+        choices=["participant"],
+        metavar="{participant}",
+        help="level of the analysis",
+    )
+    parser.add_argument("--version", action="version", version=f"mmh {__version__}")
+    _selection(parser.add_argument_group("which images"))
+    _processing(parser.add_argument_group("what is done"))
+    _resources(parser.add_argument_group("resources"))
+    _flow(parser.add_argument_group("flow"))
+    return parser
+
+
+def _selection(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "--participant-label",
+        nargs="+",
+        type=label,
+        metavar="LABEL",
+        help="participants, with or without sub-",
+    )
+    add("--session-label", nargs="+", type=label, metavar="LABEL", help="sessions, with or without ses-")
+    add("--modalities", nargs="+", choices=["T1w", "T2w"], help="default: both")
+    add(
+        "--bids-filter-file",
+        type=_path,
+        metavar="FILE",
+        help='JSON of pybids filters, {"t1w": {"acquisition": "mprage"}}',
+    )
+    add(
+        "--skip-bids-validation",
+        action="store_true",
+        help="accepted: the dataset as a whole is never validated, only what is used of it",
+    )
+    add(
+        "--bids-database-dir",
+        type=_path,
+        metavar="DIR",
+        help="pybids database, made at first use; speeds up huge datasets",
+    )
+    add(
+        "-d",
+        "--derivatives",
+        nargs="+",
+        type=derivative,
+        metavar="NAME=PATH",
+        help="reuse brain masks and transforms of fMRIPrep-style derivatives",
+    )
+    add(
+        "--site-from",
+        choices=["auto", "participants", "session", "sidecar", "dataset"],
+        help="where an image's site is read (default auto)",
+    )
+    add("--site-column", metavar="COLUMN", help="column of participants.tsv or sessions.tsv (default site)")
+
+
+def _processing(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "--method",
+        metavar="NAME",
+        help=f"harmonizer: none, zscore, whitestripe, nyul, histmatch ... (default {Settings.method})",
+    )
+    add("--model", metavar="NAME|DIR", help=f"model bundle, shipped or your own (default {Settings.model})")
+    add("--target", metavar="TARGET", help="unified (default), site:LABEL or image:PATH")
+    add(
+        "--skull-strip",
+        choices=["auto", "skip", "force"],
+        help="auto (default) recognises stripped images; skip takes the image's support; force always extracts",
+    )
+    add(
+        "--skull",
+        choices=["strip", "keep"],
+        help="outside the brain: zero (default), or the mapped intensities",
+    )
+    add("--bias-correction", choices=["n4", "none"], help="default n4")
+    add(
+        "--output-spaces",
+        nargs="+",
+        metavar="SPACE[:res-N]",
+        help="also write in these template spaces; the input's own grid always is",
+    )
+    add("--random-seed", type=int, metavar="N", help="default 0")
+
+
+def _resources(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "--nprocs",
+        "--n-cpus",
+        type=_positive,
+        metavar="N",
+        help="processes at a time (default: the cores you may use)",
+    )
+    add("--omp-nthreads", type=_positive, metavar="N", help="threads of one step (default 1)")
+    add(
+        "--mem",
+        dest="mem_gb",
+        type=memory_gb,
+        metavar="SIZE",
+        help="memory to stay within: 8G, 500M; a bare number is MB",
+    )
+    add("--low-mem", action="store_true", help="one image at a time")
+    add("--device", metavar="DEVICE", help="auto (default), cpu, cuda or cuda:N")
+    add("--use-plugin", metavar="NAME", help="Nipype plugin (default MultiProc)")
+    add("--nipype-plugin-file", type=_path, metavar="FILE", help="JSON or YAML with plugin and plugin_args")
+
+
+def _flow(group: Any) -> None:
+    add = group.add_argument
+    add(
+        "-w",
+        "--work-dir",
+        type=_path,
+        metavar="DIR",
+        help="intermediate files and caches (default ./work); never inside the dataset",
+    )
+    add("--clean-workdir", action="store_true", help="remove the intermediate files of images that are done")
+    add(
+        "--config-file",
+        type=_path,
+        metavar="FILE",
+        help="TOML of an earlier run (OUT/logs/config-*.toml); flags win over it",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print one row an image with what would be done and why, then stop",
+    )
+    add("--reports-only", action="store_true", help="write the reports again from existing derivatives")
+    add("--boilerplate-only", action="store_true", help="write the methods text and citations only")
+    add("--stop-on-first-crash", action="store_true", help="do not go on with other images after an error")
+    add("--resource-monitor", action="store_true", help="let Nipype record memory and CPU of every step")
+    add("--write-graph", action="store_true", help="write the workflow's graph to the logs")
+    add("--sloppy", action="store_true", help="fast and bad, for tests; stamped on the outputs")
+    add("--notrack", action="store_true", help="accepted and without effect: nothing is ever sent anywhere")
+    add("-v", "--verbose", action="count", help="more messages; -vv shows Nipype's")
+
+
+def _normalise(argv: Sequence[str]) -> list[str]:
+    """``--participant_label`` becomes ``--participant-label``; values stay as they are."""
+    out = []
+    for word in argv:
+        if word.startswith("--"):
+            flag, sep, value = word.partition("=")
+            word = flag.replace("_", "-") + sep + value
+        out.append(word)
+    return out
+
+
+def available_cpus() -> int:
+    """CPUs this process may use (affinity and cpusets respected)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_gb() -> float:
+    """Memory this process may use in GB: the machine's or its control group's, whichever is less."""
+    import psutil
+
+    limits = [psutil.virtual_memory().total]
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            limits.append(int(text))
+    return round(min(limits) / 1e9, 3)
+
+
+def parse(argv: Sequence[str] | None = None) -> Settings:
+    """Command line to settings.
+
+    Raises
+    ------
+    UsageError
+        Unknown flags, wrong values, an unreadable configuration file.
+    """
+    words = _normalise(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    given = vars(parser.parse_args(words))
+    given.pop("notrack", None)
+    config = given.pop("config_file", None)
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            values = Settings.toml_values(config.read_text())
+        except OSError as error:
+            raise UsageError(f"--config-file {config}: {error.strerror}") from None
+    values |= {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    values.setdefault("work_dir", Path("work").absolute())
+    values.setdefault("nprocs", 1 if values.get("low_mem") else available_cpus())
+    device = values.get("device", "auto")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise UsageError(f"--device {device}: write auto, cpu, cuda or cuda:N")
+    target = values.get("target", "unified")
+    if not re.fullmatch(r"unified|site:.+|image:.+", target):
+        raise UsageError(f"--target {target}: write unified, site:LABEL or image:PATH")
+    return Settings(**values)

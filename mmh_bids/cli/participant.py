@@ -1,0 +1,191 @@
+"""``mmh BIDS_DIR OUT_DIR participant``: from settings to harmonized images, reports and an exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from mmh_bids import __version__
+from mmh_bids.bids.atomic import atomic_write
+from mmh_bids.bids.dataset import ImageStatus, dataset_links, record_images, write_dataset_files
+from mmh_bids.bids.derivatives import OutputPaths
+from mmh_bids.bids.discovery import discover
+from mmh_bids.bids.provenance import sha256_file
+from mmh_bids.bids.reuse import check_derivatives
+from mmh_bids.bids.run import Run
+from mmh_bids.bids.table import dry_run_table
+from mmh_bids.cli import records
+from mmh_bids.cli.parser import available_gb
+from mmh_bids.errors import EXIT_NOTHING_TO_DO, EXIT_OK, EXIT_SOME_FAILED, UsageError
+from mmh_bids.settings import Settings
+from mmh_bids.workflows.base import Job, without_partners
+from mmh_bids.workflows.execute import Executor
+from mmh_bids.workflows.study import Study
+
+logger = logging.getLogger("mmh")
+
+#: Participants in one Nipype graph: enough to keep all processes busy, few enough for a graph that stays quick.
+BATCH = 32
+
+
+def run_participants(settings: Settings) -> int:
+    """Do what was asked and return the exit code."""
+    started = datetime.now(timezone.utc)
+    run_id = started.strftime("%Y%m%d-%H%M%S-%f")[:-2]
+    check_derivatives(settings.derivatives)
+    study = Study.prepare(settings)
+    runs = discover(settings)
+    jobs = {job.run.key: job for job in plan(runs, study)}
+    runs = mark_done(runs, jobs, settings)
+    if settings.dry_run:
+        print(dry_run_table(runs), end="")
+        return EXIT_OK
+    echo(settings, study, runs)
+    prepare_output(settings, run_id)
+    if settings.boilerplate_only:
+        records.write_boilerplate(settings, study, runs)
+        return EXIT_OK
+    if settings.reports_only:
+        return records.write_reports(settings, study, runs, {}, run_id)
+    failures = harmonize([jobs[run.key] for run in runs if run.action == "harmonize"], study, run_id)
+    statuses = [status_of(run, failures) for run in runs]
+    record_images(settings, statuses)
+    code = records.write_reports(settings, study, runs, failures, run_id)
+    fresh = [run for run in runs if run.action == "harmonize" and run.key not in failures]
+    if fresh:
+        records.write_provenance_of(settings, study, fresh, run_id, started)
+    return conclude(statuses, runs, code)
+
+
+def plan(runs: Sequence[Run], study: Study) -> list[Job]:
+    """A job for every image to harmonize: who borrows from whom, and the hash of all that decides its outputs."""
+    usable = [run for run in runs if run.action == "harmonize"]
+    t1w = {run.key: run for run in usable if run.sequence == "T1w"}
+    jobs = []
+    for run in usable:
+        partner = find_partner(run, list(t1w.values())) if run.sequence == "T2w" else None
+        try:
+            source = sha256_file(run.path)
+        except OSError:
+            source = ""  # the check in the workflow says what is wrong with the file
+        fingerprint = study.fingerprint(run, source, partner.key if partner else "")
+        jobs.append(Job(run, fingerprint, source, partner.key if partner else None))
+    return jobs
+
+
+def find_partner(t2w: Run, t1ws: Iterable[Run]) -> Run | None:
+    """The T1w of the same participant and session that shares most entities with the T2w; the first of equals."""
+    same = [run for run in t1ws if (run.participant, run.session) == (t2w.participant, t2w.session)]
+    return max(same, key=lambda run: len(set(run.entities.items()) & set(t2w.entities.items())), default=None)
+
+
+def mark_done(runs: Sequence[Run], jobs: dict[str, Job], settings: Settings) -> list[Run]:
+    """Give images whose outputs are there, made from the same file with the same settings, the action ``done``."""
+    out = []
+    for run in runs:
+        job = jobs.get(run.key)
+        if job and records.fingerprint_on_disk(OutputPaths(settings.output_dir, run)) == job.fingerprint:
+            run = dataclasses.replace(run, action="done", reason="the output is there already")
+        out.append(run)
+    return out
+
+
+def echo(settings: Settings, study: Study, runs: Sequence[Run]) -> None:
+    """Say what will be done, with what."""
+    counts = {action: sum(run.action == action for run in runs) for action in ("harmonize", "done", "skip", "fail")}
+    memory = settings.mem_gb or round(0.9 * available_gb(), 1)
+    logger.info(
+        "mmh %s: %d image(s) to harmonize, %d done before, %d skipped, %d unusable",
+        __version__, counts["harmonize"], counts["done"], counts["skip"], counts["fail"],
+    )  # fmt: skip
+    logger.info(
+        "method %s, model %s, target %s; %d process(es), %g GB, device %s%s",
+        settings.method, study.bundle.name, settings.target, settings.nprocs, memory, settings.device,
+        "; SLOPPY, for tests only" if settings.sloppy else "",
+    )  # fmt: skip
+    for run in runs:
+        if run.action in ("skip", "fail"):
+            logger.warning("%s: %s: %s", run.key, {"skip": "skipped", "fail": "FAILED"}[run.action], run.reason)
+
+
+def prepare_output(settings: Settings, run_id: str) -> None:
+    """Make the output folder and its dataset-level files, and keep a copy of the settings."""
+    try:
+        settings.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{settings.output_dir}: cannot be made ({error.strerror}); choose another output folder"
+        ) from None
+    write_dataset_files(settings)
+    atomic_write(settings.output_dir / "logs" / f"config-{run_id}.toml", settings.to_toml())
+    log = logging.FileHandler(settings.output_dir / "logs" / f"mmh-{run_id}.log", encoding="utf-8")
+    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(log)
+
+
+def harmonize(jobs: Sequence[Job], study: Study, run_id: str) -> dict[str, str]:
+    """Run the jobs in batches of participants; return what went wrong, by image.
+
+    An image that only failed because its T1w did (or because a worker next to it was killed) gets a second try alone.
+    """
+    failures: dict[str, str] = {}
+    executor = Executor(study, run_id, total=len(jobs))
+    for batch in batches(jobs, BATCH):
+        failed = executor.run(batch)
+        again = [job for job in batch if job.run.key in failed and is_collateral(job, failed)]
+        if again and not study.settings.stop_on_first_crash:
+            logger.info("%d image(s) are tried again alone", len(again))
+            for job in again:
+                failed.pop(job.run.key)
+            failed |= executor.run(without_partners(again, set(failed)))
+        failures |= failed
+        if study.settings.clean_workdir:
+            for job in batch:
+                if job.run.key not in failed:
+                    shutil.rmtree(study.settings.work_dir / "mmh_wf" / f"{job.run.node_name}_wf", ignore_errors=True)
+        if failed and study.settings.stop_on_first_crash:
+            break
+    for job in jobs:
+        if job.run.key not in failures and not executor.is_complete(job):
+            failures[job.run.key] = f"{job.run.path}: was not processed; run the same command again"
+    return failures
+
+
+def is_collateral(job: Job, failed: dict[str, str]) -> bool:
+    """Whether the image may do well without its failed neighbour."""
+    return (job.partner in failed and not failed[job.run.key]) or "worker process was killed" in failed[job.run.key]
+
+
+def batches(jobs: Sequence[Job], size: int) -> Iterable[list[Job]]:
+    """Jobs of `size` participants at a time, in order."""
+    participants = list(dict.fromkeys(job.run.participant for job in jobs))
+    for start in range(0, len(participants), size):
+        chosen = set(participants[start : start + size])
+        yield [job for job in jobs if job.run.participant in chosen]
+
+
+def status_of(run: Run, failures: dict[str, str]) -> ImageStatus:
+    """What became of one image."""
+    if run.action == "skip":
+        return ImageStatus(run, "skipped", run.reason)
+    if run.action == "fail":
+        return ImageStatus(run, "failed", run.reason)
+    if run.key in failures:
+        return ImageStatus(run, "failed", failures[run.key])
+    return ImageStatus(dataclasses.replace(run, reason=""), "done")
+
+
+def conclude(statuses: Sequence[ImageStatus], runs: Sequence[Run], code: int) -> int:
+    """Log one line an image that failed, and the sum; return the exit code."""
+    failed = [status for status in statuses if status.status == "failed"]
+    for status in failed:
+        logger.error("%s: FAILED: %s", status.run.key, status.message)
+    done = sum(status.status == "done" for status in statuses)
+    logger.info("%d image(s) harmonized, %d failed, %d skipped", done, len(failed), len(statuses) - done - len(failed))
+    if failed or code != EXIT_OK:
+        return EXIT_SOME_FAILED
+    return EXIT_OK if done else EXIT_NOTHING_TO_DO

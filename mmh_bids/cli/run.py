@@ -1,0 +1,87 @@
+"""The command ``mmh``: parse, check, run, and decide the exit code in one place."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+
+from mmh_bids.cli.environment import prepare_environment
+from mmh_bids.cli.parser import parse
+from mmh_bids.errors import EXIT_INTERNAL, EXIT_OK, EXIT_SOME_FAILED, MmhError, UsageError
+from mmh_bids.settings import Settings
+
+logger = logging.getLogger("mmh")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``mmh`` and return its exit code; see `mmh_bids.errors` for what each means."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logger.setLevel(logging.INFO)
+    try:
+        settings = parse(argv)
+        for name in ("mmh", "mmh_bids"):
+            logging.getLogger(name).setLevel(logging.DEBUG if settings.verbose else logging.INFO)
+        code = _run(settings)
+    except MmhError as error:
+        logger.error("mmh: %s", error)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        logger.error("mmh: interrupted; run the same command again to resume")
+        code = 130
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        logger.error(
+            "mmh: %s%s; free space or change the folder, then run the same command again",
+            where,
+            error.strerror or error,
+        )
+        code = EXIT_SOME_FAILED
+    except Exception:  # noqa: BLE001  (the last resort: a bug of ours must still end with a line and its code)
+        logger.error("%s", traceback.format_exc())
+        logger.error("mmh: internal error; please report the lines above")
+        code = EXIT_INTERNAL
+    logger.info("mmh: ends with exit code %d (%s)", code, _MEANING.get(code, "interrupted"))
+    return code
+
+
+_MEANING = {
+    EXIT_OK: "all done",
+    EXIT_SOME_FAILED: "some image or report failed",
+    2: "wrong usage",
+    3: "nothing to do",
+    EXIT_INTERNAL: "internal error",
+}
+
+
+def _run(settings: Settings) -> int:
+    check_folders(settings)
+    prepare_environment(settings.work_dir)
+    from mmh_bids.cli.participant import run_participants
+
+    return run_participants(settings)
+
+
+def check_folders(settings: Settings) -> None:
+    """Raise UsageError if the dataset is not there, or something would be written into it.
+
+    ``BIDS_DIR/derivatives/NAME`` is where BIDS wants derivatives, so outputs may go there; nothing else may.
+    """
+    root, out, work = (path.resolve() for path in (settings.bids_dir, settings.output_dir, settings.work_dir))
+    if not root.is_dir():
+        what = "is not a directory" if root.exists() else "does not exist"
+        raise UsageError(f"{settings.bids_dir}: {what}; give the root of a BIDS dataset as first argument")
+    inside = root == out or root in out.parents
+    if inside and not (out != root / "derivatives" and root / "derivatives" in out.parents):
+        raise UsageError(
+            f"{settings.output_dir}: lies inside the dataset; choose a folder outside, or {root / 'derivatives' / 'mmh'}"
+        )
+    if root == work or root in work.parents:
+        raise UsageError(f"--work-dir {settings.work_dir}: lies inside the dataset; choose a folder outside")
+    if out == work:
+        raise UsageError(f"--work-dir {settings.work_dir}: is the output folder; choose another")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Nipype's MultiProc, but a killed worker is an error with a remedy instead of a hang."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from traceback import format_exception
+from typing import Any
+
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin
+
+from mmh_bids.errors import ImageError
+
+
+WORKER_KILLED = (
+    "a worker process was killed, most likely for lack of memory: give the job more memory, or lower --nprocs or --mem"
+)
+
+
+class PatientMultiProc(MultiProcPlugin):
+    """MultiProc that survives the death of a worker.
+
+    When the system kills a worker, all jobs of the pool break. MultiProc's callback raises then, and it waits forever
+    for results that never come. Here those jobs fail with a reason, and the next ones get a fresh pool.
+    """
+
+    pool: ProcessPoolExecutor
+
+    def _async_callback(self, args: Future) -> None:
+        if args.cancelled() or args.exception() is not None:
+            return  # `_get_result` reports it
+        super()._async_callback(args)
+
+    def _get_result(self, taskid: int) -> Any:
+        future = self._task_obj.get(taskid)
+        if future is not None and future.done() and future.exception() is not None:
+            text = f"a worker process failed: {future.exception()!r}"
+            if isinstance(future.exception(), BrokenProcessPool):
+                self._renew_pool()
+                text = WORKER_KILLED
+            # what a worker returns when its node raised: Nipype then drops what depends on the node, and goes on
+            error = ImageError(text)
+            return {"result": None, "traceback": format_exception(type(error), error, None), "taskid": taskid}
+        return super()._get_result(taskid)
+
+    def _renew_pool(self) -> None:
+        """Replace the pool once; later jobs of the broken one find the new pool alive."""
+        if getattr(self.pool, "_broken", False):
+            self.pool = MultiProcPlugin(plugin_args=self.plugin_args).pool

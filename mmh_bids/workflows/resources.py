@@ -1,0 +1,27 @@
+"""How much memory a node needs, from the size of its image."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from mmh_bids.image.grid import open_nifti
+
+#: A Python process with numpy, nibabel and SimpleITK.
+BASE_GB = 0.2
+#: deepbet works on a fixed grid: its need hardly grows with the image.
+NETWORK_GB = 1.3
+
+
+def volume_gb(path: Path) -> float:
+    """Size of one float32 copy of the image in GB, from its header."""
+    return math.prod(open_nifti(path).shape[:3]) * 4 / 1e9
+
+
+def node_gb(copies: float, volume: float, base: float = BASE_GB) -> float:
+    """Memory of a node that holds `copies` float32 copies of an image of `volume` GB.
+
+    >>> round(node_gb(6, 0.067), 2)
+    0.6
+    """
+    return round(base + copies * volume, 3)

@@ -1,0 +1,151 @@
+"""What all images of one call share: settings, model, templates."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmh_bids import __version__
+from mmh_bids.bids.run import Run
+from mmh_bids.errors import UsageError
+from mmh_bids.harmonizers.base import find_method
+from mmh_bids.harmonizers.standard import bundle_standards
+from mmh_bids.image.grid import TEMPLATE_SPACE, template_path
+from mmh_bids.models.bundle import Bundle, open_bundle
+from mmh_bids.settings import Settings
+
+
+@dataclass(frozen=True)
+class Space:
+    """An output space: its name as asked (``MNI152NLin6Asym:res-2``) and the file that defines its grid.
+
+    `brain` is the brain-only image to register to; None for the template every image is registered to anyway.
+    """
+
+    name: str
+    grid: Path
+    brain: Path | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Settings, opened bundle and templates of a call; all that needs no image is checked in `prepare`."""
+
+    settings: Settings
+    bundle: Bundle
+    method_gb: float
+    spaces: tuple[Space, ...] = ()
+    quantiles: dict[str, list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(cls, settings: Settings) -> Study:
+        """Open the bundle, check the target, find the templates.
+
+        Raises
+        ------
+        UsageError
+            Unknown method, unusable bundle, target or output space.
+        """
+        method = find_method(settings.method)
+        bundle = open_bundle(settings.model)
+        bundle.require(settings.method)
+        harmonizer = method.load(bundle, "cpu")
+        sequences = [sequence for sequence in settings.modalities if sequence in harmonizer.sequences]
+        for sequence in sequences:
+            harmonizer.check_target(settings.target, sequence)
+        if settings.target.startswith("image:"):
+            check_reference(settings.target)
+        quantiles = {sequence: reference_quantiles(bundle, settings.target, sequence) for sequence in sequences}
+        return cls(
+            settings=settings,
+            bundle=bundle,
+            method_gb=harmonizer.mem_gb,
+            spaces=tuple(find_space(name, settings.work_dir) for name in settings.output_spaces),
+            quantiles={sequence: values for sequence, values in quantiles.items() if values},
+        )
+
+    @property
+    def lock_dir(self) -> Path:
+        """Where processes queue for a GPU; on a node's own disk, as the GPU is the node's."""
+        return Path(os.environ.get("TMPDIR", "/tmp")) / "mmh-locks"
+
+    def fingerprint(self, run: Run, source_sha256: str, partner: str) -> str:
+        """Hash of all that decides the outputs of `run`."""
+        return self.settings.fingerprint(
+            version=__version__,
+            bundle=self.bundle.sha256,
+            source=source_sha256,
+            partner=partner,
+            site=str(run.site),
+        )
+
+
+def check_reference(target: str) -> Path:
+    """Path of the reference image of an ``image:`` target; UsageError if it is no readable NIfTI."""
+    from mmh_bids.image.headers import check_header
+
+    path = Path(target.removeprefix("image:")).expanduser()
+    problem = check_header(path) if path.is_file() else f"{path}: no such file"
+    if problem:
+        raise UsageError(f"--target image: {problem}")
+    return path
+
+
+def reference_quantiles(bundle: Bundle, target: str, sequence: str) -> list[float] | None:
+    """Quantiles of the target's intensities in model units, if the bundle has them.
+
+    An ``image:`` target is measured against the unified look: its own quantiles are not known before it is read.
+    """
+    known = bundle_standards(bundle).get(sequence, {})
+    standard = known.get(target, known.get("unified"))
+    return None if standard is None else [float(value) for value in standard.quantiles]
+
+
+def find_space(name: str, work_dir: Path) -> Space:
+    """Find the template of an output space; nilearn's own is always there, others come from TEMPLATEFLOW_HOME.
+
+    Raises
+    ------
+    UsageError
+        The template is not on this machine.
+    """
+    label, _, resolution = name.partition(":")
+    resolution = resolution.removeprefix("res-") or "1"
+    if label == TEMPLATE_SPACE and resolution == "1":
+        return Space(f"{label}:res-1", template_path(), None)
+    home = Path(os.environ.get("TEMPLATEFLOW_HOME", work_dir / "caches" / "templateflow"))
+    folder = home / f"tpl-{label}"
+    stem = f"tpl-{label}_res-{int(resolution):02d}" if resolution.isdigit() else f"tpl-{label}_res-{resolution}"
+    brain, head, mask = (
+        folder / f"{stem}_{ending}" for ending in ("desc-brain_T1w.nii.gz", "T1w.nii.gz", "desc-brain_mask.nii.gz")
+    )
+    for file in (brain, head if mask.is_file() else brain):
+        if file.is_file() and file.stat().st_size > 0:
+            return Space(
+                f"{label}:res-{resolution}",
+                file,
+                file if file == brain else _brain_only(head, mask, work_dir),
+            )
+    raise UsageError(
+        f"--output-spaces {name}: {stem}_desc-brain_T1w.nii.gz is not under {home}; fetch it once "
+        "where there is a network "
+        f"(python -c \"import templateflow.api as t; t.get('{label}', resolution={resolution})\") and set TEMPLATEFLOW_HOME"
+    )
+
+
+def _brain_only(head: Path, mask: Path, work_dir: Path) -> Path:
+    """The template's head within its mask, written once to the work directory."""
+    import nibabel as nib
+    import numpy as np
+
+    from mmh_bids.bids.atomic import atomic_path
+    from mmh_bids.image.grid import open_nifti
+
+    path = work_dir / "templates" / head.name.replace("_T1w", "_desc-brain_T1w")
+    if not path.exists():
+        image = open_nifti(head)
+        brain = np.where(np.asanyarray(open_nifti(mask).dataobj) > 0, image.get_fdata(dtype=np.float32), 0)
+        with atomic_path(path) as temporary:
+            nib.Nifti1Image(brain.astype(np.float32), image.affine).to_filename(temporary)
+    return path
