@@ -53,7 +53,8 @@ def image_qc(
     - Finite, NonNegative: of the whole output.
     - IntensityMapMonotone.
     - BrainMaskVolume, ParenchymaVolumeBefore, ParenchymaVolumeAfter: mL; parenchyma is what the three-class
-      segmentation does not call CSF, 0 where it finds no three classes.
+      segmentation does not call CSF, 0 where it finds no three classes. Voxels of the mask where the input has
+      no signal count for neither this nor the next two.
     - WhiteGreyContrastBefore, WhiteGreyContrastAfter: difference of the class means over their average. -
     ReferenceDistanceBefore, ReferenceDistanceAfter: Wasserstein-1 distance of the histogram in the mask to
     the
@@ -65,8 +66,10 @@ def image_qc(
     old, new = before[box], after[box]
     if not finite:
         new = np.nan_to_num(new, nan=0.0, posinf=0.0, neginf=0.0)
-    values_before, values_after = old[inside], new[inside]
-    brain_ml = float(inside.sum()) * voxel_volume_ml
+    # Voxels without signal (a mask wider than a stripped brain) are no tissue, and no part of the reference either.
+    signal = inside & (old > before_scale[0])
+    signal = signal if signal.any() else inside
+    values_after = new[inside]
     qc: dict[str, Any] = {
         "GradientCorrelation": gradient_correlation(old, new, inside),
         "RangeMin": values_after.min(),
@@ -74,15 +77,12 @@ def image_qc(
         "Finite": finite,
         "NonNegative": not bool((after < 0).any()),
         "IntensityMapMonotone": intensity_map.is_monotone,
-        "BrainMaskVolume": brain_ml,
+        "BrainMaskVolume": float(inside.sum()) * voxel_volume_ml,
     }
-    for when, values, scale in (
-        ("Before", values_before, before_scale),
-        ("After", values_after, after_scale),
-    ):
-        unit = (values - np.float32(scale[0])) / np.float32(scale[1] - scale[0])
+    for when, image, scale in (("Before", old, before_scale), ("After", new, after_scale)):
+        unit = (image[signal] - np.float32(scale[0])) / np.float32(scale[1] - scale[0])
         share, contrast = _tissue(unit, sequence)
-        qc[f"ParenchymaVolume{when}"] = share * brain_ml
+        qc[f"ParenchymaVolume{when}"] = share * float(signal.sum()) * voxel_volume_ml
         qc[f"WhiteGreyContrast{when}"] = contrast
         if reference_quantiles is not None:
             qc[f"ReferenceDistance{when}"] = wasserstein(unit, np.asarray(reference_quantiles))

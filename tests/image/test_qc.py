@@ -39,7 +39,7 @@ def scan():
 
 def measure(before, after, mask, curve=None, **scales):
     scales = {"before_scale": (0, 800), "after_scale": (0, 800)} | scales
-    reference = quantile_function(before[mask] / 800)
+    reference = quantile_function(before[mask & (before > 0)] / 800)
     curve = curve or MonotoneMap.identity()
     return image_qc(before, after, mask, 0.002, "T1w", curve, **scales, reference_quantiles=reference)
 
@@ -106,6 +106,18 @@ def test_broken_output_is_reported_not_raised(scan):
     constant = measure(image, np.full_like(image, 5), mask)
     assert constant["GradientCorrelation"] == 0.0
     assert constant["ParenchymaVolumeAfter"] == 0.0
+
+
+def test_voxels_without_signal_are_no_tissue(scan):
+    image, mask = scan
+    radius = np.linalg.norm(np.indices(SHAPE) - np.array([17.5, 19.5, 15.5]).reshape(3, 1, 1, 1), axis=0)
+    brain = np.where(mask, image, 0)
+    wide = measure(brain, 1.25 * brain, radius < 15.5, after_scale=(0, 1000))
+    tight = measure(brain, 1.25 * brain, mask, after_scale=(0, 1000))
+    assert wide["BrainMaskVolume"] > 1.2 * tight["BrainMaskVolume"]
+    for name in ("ParenchymaVolumeBefore", "ParenchymaVolumeAfter", "WhiteGreyContrastAfter"):
+        assert wide[name] == tight[name]
+    assert wide["ReferenceDistanceAfter"] < 0.01
 
 
 def test_without_a_reference_there_is_no_distance(scan):
