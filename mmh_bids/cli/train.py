@@ -13,9 +13,7 @@ from mmh_bids.errors import EXIT_OK, MmhError
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``mmh-train``, one subcommand a kind of bundle; each sets ``run`` to its function."""
-    parser = argparse.ArgumentParser(
-        prog="mmh-train", description="Make a model bundle from your own images."
-    )
+    parser = argparse.ArgumentParser(prog="mmh-train", description="Make a model bundle from your own images.")
     parser.add_argument("--version", action="version", version=f"mmh-train {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     standards = commands.add_parser(
@@ -29,12 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
             "Use the bundle with mmh --model FOLDER."
         ),
     )
-    standards.add_argument(
-        "derivatives", metavar="DERIVATIVE_DIR", nargs="+", type=Path, help="output folder of mmh"
-    )
-    standards.add_argument(
-        "--output", metavar="FOLDER", type=Path, required=True, help="folder of the new bundle"
-    )
+    standards.add_argument("derivatives", metavar="DERIVATIVE_DIR", nargs="+", type=Path, help="output folder of mmh")
+    standards.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="folder of the new bundle")
     standards.add_argument("--name", default="classic", help="name of the bundle (default %(default)s)")
     standards.add_argument("--overwrite", action="store_true", help="replace the bundle that is in FOLDER")
     standards.set_defaults(run=_standards)

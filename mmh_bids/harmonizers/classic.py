@@ -56,9 +56,7 @@ class _Classic:
         bundle.require(cls.name)
         standards = bundle_standards(bundle)
         if not standards:
-            raise BundleError(
-                f"--model {bundle.name}: holds no standards; train it again with mmh-train standards"
-            )
+            raise BundleError(f"--model {bundle.name}: holds no standards; train it again with mmh-train standards")
         return cls(bundle.name, standards)
 
     def check_target(self, target: str, sequence: str) -> None:
@@ -69,9 +67,7 @@ class _Classic:
         if target not in known:
             sites = ", ".join(name for name in known if name.startswith("site:")) or "no site"
             what = "unified, image:<path> and " + sites if known else "image:<path> only"
-            raise UsageError(
-                f"--target {target}: unknown to model {self.bundle_name} for {sequence}; it knows {what}"
-            )
+            raise UsageError(f"--target {target}: unknown to model {self.bundle_name} for {sequence}; it knows {what}")
 
     def harmonize(
         self,
@@ -259,9 +255,7 @@ def with_soft_ends(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[Mono
     return MonotoneMap(x, y, float(slopes[0]), float(slopes[-1])), ends
 
 
-def _over_unit_range(
-    x: NDArray[np.float64], y: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _over_unit_range(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Prolong a curve to 0 and to 1 with the slope of its end's tenth of the knots."""
     part = max(1, x.size // 10)
     if x[0] > 0:

@@ -25,9 +25,7 @@ class Identity:
     def check_target(self, target: str, sequence: str) -> None:
         """Only ``unified`` passes: nothing is brought to a site or an image."""
         if target != "unified":
-            raise UsageError(
-                f"--target {target}: --method none changes nothing; drop --target or choose a method"
-            )
+            raise UsageError(f"--target {target}: --method none changes nothing; drop --target or choose a method")
 
     def harmonize(
         self,

@@ -113,15 +113,13 @@ def bundle_standards(bundle: Bundle) -> dict[str, dict[str, Standard]]:
     try:
         return {
             sequence: {
-                target: Standard.from_arrays(arrays, f"{sequence}/{target}")
-                for target in bundle.targets(sequence)
+                target: Standard.from_arrays(arrays, f"{sequence}/{target}") for target in bundle.targets(sequence)
             }
             for sequence in bundle.sequences
         }
     except KeyError as error:
         raise BundleError(
-            f"{bundle.folder / STANDARDS_FILE}: lacks {error.args[0]}; "
-            "train the bundle again with mmh-train standards"
+            f"{bundle.folder / STANDARDS_FILE}: lacks {error.args[0]}; train the bundle again with mmh-train standards"
         ) from None
 
 
@@ -129,9 +127,7 @@ def brain_values(volume: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[Any]:
     """The brain's intensities, (N,): in `mask` and above zero, as zero is where there was no signal."""
     values = volume[mask]
     if not np.isfinite(values).all():
-        raise ImageError(
-            "the preprocessed image has NaN or infinite values inside the brain; check the input image"
-        )
+        raise ImageError("the preprocessed image has NaN or infinite values inside the brain; check the input image")
     values = values[values > 0]
     if values.size < MIN_VOXELS:
         raise ImageError(
@@ -149,9 +145,7 @@ def brain_sample(values: NDArray[Any]) -> NDArray[np.float64]:
     sample = quantile_function(values, N_SAMPLE)
     spread = float(sample[-1] - sample[0])
     if spread <= 1e-6 * abs(float(sample[-1])):
-        raise ImageError(
-            "the brain has one and the same intensity all over, so there is no contrast to harmonize"
-        )
+        raise ImageError("the brain has one and the same intensity all over, so there is no contrast to harmonize")
     return sample + np.linspace(0, 1e-6 * spread, sample.size)
 
 

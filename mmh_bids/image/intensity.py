@@ -53,21 +53,15 @@ def robust_scale(values: ArrayLike) -> tuple[float, float]:
     """
     values = np.asarray(values).ravel()
     if values.size == 0:
-        raise ImageError(
-            "the brain mask is empty: check the brain extraction, or give a mask with --derivatives"
-        )
+        raise ImageError("the brain mask is empty: check the brain extraction, or give a mask with --derivatives")
     if not np.isfinite(values).all():
-        raise ImageError(
-            "the image has NaN or infinite values inside the brain: export it again from the scanner"
-        )
+        raise ImageError("the image has NaN or infinite values inside the brain: export it again from the scanner")
     low, high = (float(value) for value in np.percentile(values, (LOWER_PERCENTILE, UPPER_PERCENTILE)))
     if low >= -NEGATIVE_SHARE * abs(high) and high > 0:
         low = 0.0
     # "not above" also means that the difference is lost in rounding, where dividing by it would be noise.
     if values.min() == values.max() or high - low <= 1e-7 * max(abs(high), abs(low)):
-        raise ImageError(
-            "the image has one and the same value all over the brain: there is no contrast to work with"
-        )
+        raise ImageError("the image has one and the same value all over the brain: there is no contrast to work with")
     return low, high
 
 
@@ -269,9 +263,7 @@ def fit_monotone_map(x: ArrayLike, y: ArrayLike, n_knots: int = 256) -> Monotone
     return MonotoneMap(mean_x, mean_y, below, above)
 
 
-def _bin_means(
-    x: NDArray[np.float64], y: NDArray[np.float64], n_bins: int
-) -> tuple[NDArray[np.float64], ...]:
+def _bin_means(x: NDArray[np.float64], y: NDArray[np.float64], n_bins: int) -> tuple[NDArray[np.float64], ...]:
     """Means of x and y and the count in each bin of x that holds a sample; x strictly ascending."""
     order = np.argsort(x, kind="stable")
     x, y = x[order], y[order]
@@ -304,9 +296,7 @@ def _spaced(edges: NDArray[np.float64], low: float, gap: float) -> NDArray[np.bo
     return keep
 
 
-def _join_equal(
-    x: NDArray[np.float64], y: NDArray[np.float64], weight: NDArray[np.float64]
-) -> tuple[NDArray, ...]:
+def _join_equal(x: NDArray[np.float64], y: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[NDArray, ...]:
     """Drop knots whose x does not exceed the one before, as rounding can make of two neighbouring bins."""
     keep = np.concatenate([[True], np.diff(x) > 0])
     return x[keep], y[keep], weight[keep]

@@ -200,9 +200,7 @@ def _parsed(path: Path, raw: bytes) -> dict[str, Any]:
         raise BundleError(f"{path}: not valid JSON ({error}); {_RESTORE}") from None
     version = card.get("format_version") if isinstance(card, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise BundleError(
-            f"{path}: has no valid format_version, so it is no card of a model bundle; {_RESTORE}"
-        )
+        raise BundleError(f"{path}: has no valid format_version, so it is no card of a model bundle; {_RESTORE}")
     if version > FORMAT_VERSION:
         raise BundleError(
             f"{path}: bundle format {version} is newer than this version of mmh reads ({FORMAT_VERSION}); "
@@ -294,9 +292,7 @@ def write_bundle(
         temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
         temporary.mkdir()
     except OSError as error:
-        raise BundleError(
-            f"--output {folder}: cannot be written ({error.strerror}); choose another folder"
-        ) from None
+        raise BundleError(f"--output {folder}: cannot be written ({error.strerror}); choose another folder") from None
     try:
         facts = {}
         for name, arrays in sorted(files.items()):
@@ -310,9 +306,7 @@ def write_bundle(
         _verified(temporary)
         _put_in_place(temporary, folder)
     except OSError as error:
-        raise BundleError(
-            f"--output {folder}: cannot be written ({error.strerror}); choose another folder"
-        ) from None
+        raise BundleError(f"--output {folder}: cannot be written ({error.strerror}); choose another folder") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return _verified(folder)

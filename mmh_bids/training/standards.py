@@ -62,8 +62,7 @@ def find_samples(folders: Iterable[Path]) -> list[Sample]:
             found[path.resolve()] = Sample(path, sequence, _site(path))
     if not found:
         raise NothingToDoError(
-            f"{', '.join(map(str, folders))}: no *_desc-model_T1w or T2w images; "
-            "make them with mmh --method none"
+            f"{', '.join(map(str, folders))}: no *_desc-model_T1w or T2w images; make them with mmh --method none"
         )
     return [found[path] for path in sorted(found)]
 
@@ -87,13 +86,9 @@ def measure(sample: Sample) -> Standard:
     try:
         data = nib.Nifti1Image.from_filename(sample.path).get_fdata(dtype=np.float32)
     except (ImageFileError, OSError, EOFError, ValueError) as error:
-        raise ImageError(
-            f"{sample.path}: cannot be read ({error}); make it again with mmh --method none"
-        ) from None
+        raise ImageError(f"{sample.path}: cannot be read ({error}); make it again with mmh --method none") from None
     if data.ndim != 3 or data.min() < 0 or data.max() > 1.5:
-        raise ImageError(
-            f"{sample.path}: no model-grid image in [0, 1]; make it again with mmh --method none"
-        )
+        raise ImageError(f"{sample.path}: no model-grid image in [0, 1]; make it again with mmh --method none")
     try:
         return Standard.measure(data, data > 0, sample.sequence)
     except ImageError as error:
@@ -166,8 +161,7 @@ def write_standards(
         "name": name,
         "version": __version__,
         "task": "Harmonization of T1w and T2w brain MR images",
-        "description": note
-        + "Standards of the classical methods: z-score, WhiteStripe, Nyul, histogram matching.",
+        "description": note + "Standards of the classical methods: z-score, WhiteStripe, Nyul, histogram matching.",
         "provisional": provisional,
         "authors": "The mmh_bids team",
         "license": "Apache-2.0",
@@ -185,11 +179,7 @@ def write_standards(
         "output_max": OUTPUT_MAX,
         "targets": sorted({target for targets in learned.values() for target in targets}, key=target_order),
         "sequences": {
-            sequence: {
-                "targets": {
-                    target: _facts(one, sequence, target, measured) for target, one in targets.items()
-                }
-            }
+            sequence: {"targets": {target: _facts(one, sequence, target, measured) for target, one in targets.items()}}
             for sequence, targets in learned.items()
         },
         "training": {"data": data, "recipe": _recipe()},
@@ -202,9 +192,7 @@ def write_standards(
     return write_bundle(output, card, {STANDARDS_FILE: arrays}, overwrite=overwrite)
 
 
-def _facts(
-    standard: Standard, sequence: str, target: str, measured: Mapping[Sample, Standard]
-) -> dict[str, Any]:
+def _facts(standard: Standard, sequence: str, target: str, measured: Mapping[Sample, Standard]) -> dict[str, Any]:
     """What the card says of one target, rounded to 6 digits; the methods read the arrays."""
     used = [one for one in measured if one.sequence == sequence and target in ("unified", f"site:{one.site}")]
     return {

@@ -122,9 +122,7 @@ def test_whitestripe_meets_the_white_matter(bundle):
 def test_an_image_target_brings_the_reference_scale(bundle, method):
     volume, mask = head("T1w", 7)
     reference, reference_mask = head("T1w", 9, lambda x: x**1.6)
-    result = run(
-        method, bundle, volume, mask, target="image:/a.nii.gz", reference=Reference(reference, reference_mask)
-    )
+    result = run(method, bundle, volume, mask, target="image:/a.nii.gz", reference=Reference(reference, reference_mask))
     check_contract(result, volume, mask)
     goal = quantile_function(reference[0][reference_mask])
     assert wasserstein(result.volume[0][mask], goal) < 0.6 * wasserstein(volume[0][mask], goal)
@@ -262,9 +260,7 @@ def test_a_bundle_without_standards_is_refused(tmp_path, bundle):
     bare = write_bundle(tmp_path / "bare", card, {"other.safetensors": {"a": np.ones(1)}})
     with pytest.raises(BundleError, match="no standards"):
         Nyul.load(bare, "cpu")
-    only = write_bundle(
-        tmp_path / "only", card | {"methods": ["nyul"]}, {"other.safetensors": {"a": np.ones(1)}}
-    )
+    only = write_bundle(tmp_path / "only", card | {"methods": ["nyul"]}, {"other.safetensors": {"a": np.ones(1)}})
     with pytest.raises(BundleError, match="--method zscore"):
         ZScore.load(only, "cpu")
     lacking = write_bundle(tmp_path / "lacking", card, {"standards.safetensors": {"a": np.ones(1)}})
