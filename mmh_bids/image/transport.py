@@ -72,7 +72,7 @@ def transport(
     scale_out
         Units of the result: equal to `scale_in` where the harmonizer kept the scale.
     skull
-        ``"strip"``: zero outside the mask; ``"keep"``: T alone applies there.
+        ``"strip"``: zero outside the mask; ``"keep"``: T alone applies there, and no signal stays none.
 
     Returns
     -------
@@ -81,17 +81,48 @@ def transport(
     curve = fit_monotone_map(model.before[model.mask], model.after[model.mask])
     out = np.zeros(native.shape, dtype=np.float32)
     if skull == "keep":
+        darkest = float(np.percentile(model.before[model.mask], 1))
+        around = through_zero(curve, darkest, scale_in.to_unit(0.0), scale_out.to_unit(0.0))
         # slab by slab: a float64 copy of a whole 0.5 mm head would cost a gigabyte
         for index in range(native.shape[0]):
-            out[index] = _floored(
-                scale_out.to_own(curve(scale_in.to_unit(native[index].astype(np.float64)))), native[index]
-            )
+            unit = scale_in.to_unit(native[index].astype(np.float64))
+            out[index] = _floored(scale_out.to_own(around(unit)), native[index])
     box = bounding_box(native_mask, margin=1)
     inside = native_mask[box]
     values = native[box][inside].astype(np.float64)
     rest = _resampled_rest(curve, model, box_affine(native_affine, box), inside)
     out[box][inside] = _floored(scale_out.to_own(curve(scale_in.to_unit(values)) + rest), values)
     return out, curve
+
+
+def through_zero(curve: MonotoneMap, darkest: float, zero_in: float, zero_out: float) -> MonotoneMap:
+    """The curve for what lies outside the brain: below the brain's darkest values, straight to no signal.
+
+    A curve fitted inside the brain knows nothing of air, and what it is extrapolated to there would glow.
+
+    Parameters
+    ----------
+    darkest
+        Model-unit value below which the line begins.
+    zero_in, zero_out
+        No signal in the units of the curve's input and output.
+
+    Examples
+    --------
+    >>> lifted = MonotoneMap(np.array([0.2, 1.0]), np.array([0.4, 1.0]), 1.0, 1.0)
+    >>> np.round(through_zero(lifted, 0.2, 0.0, 0.0)([0.0, 0.1, 0.2, 1.0]), 9)
+    array([0. , 0.2, 0.4, 1. ])
+    >>> np.round(through_zero(MonotoneMap.identity(), 0.2, 0.0, 0.0)([-0.1, 0.1, 0.2, 1.0]), 9)
+    array([-0.1,  0.1,  0.2,  1. ])
+    """
+    start = float(curve(np.array([darkest]))[0])
+    if darkest <= zero_in or start <= zero_out:
+        return curve
+    slope = (start - zero_out) / (darkest - zero_in)
+    above = curve.x > darkest
+    x = np.concatenate([[zero_in, darkest], curve.x[above]])
+    y = np.concatenate([[zero_out, start], curve.y[above]])
+    return MonotoneMap(x, y, slope, curve.slope_above)
 
 
 def _resampled_rest(curve: MonotoneMap, model: ModelVolumes, affine: NDArray, inside: NDArray[np.bool_]) -> NDArray:

@@ -133,7 +133,7 @@ class Executor:
             if settings.mem_gb:
                 args.setdefault("memory_gb", settings.mem_gb)
             args.setdefault("raise_insufficient", False)
-            args.setdefault("scheduler", "tsort")
+            args.setdefault("order", list(self._keys))
             return PatientMultiProc(plugin_args=args)
         from nipype.pipeline import plugins
 
