@@ -112,9 +112,7 @@ def acquire(
     )
 
 
-def field_of_view(
-    head: Head, protocol: Protocol, neck: float
-) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
+def field_of_view(head: Head, protocol: Protocol, neck: float) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     """Grid of the scanner around a head.
 
     Parameters
@@ -146,7 +144,8 @@ def field_of_view(
     shape = np.ceil((high - low) / voxel).astype(int)
     affine = np.eye(4)
     affine[:3, :3] = directions * voxel
-    affine[:3, 3] = directions @ ((low + high) / 2 - voxel * (shape - 1) / 2)
+    # An eighth of a voxel off centre: samples halfway between the head's voxels would all be ties in the mask.
+    affine[:3, 3] = directions @ ((low + high) / 2 - voxel * ((shape - 1) / 2 + 0.125))
     return (int(shape[0]), int(shape[1]), int(shape[2])), affine
 
 
@@ -350,9 +349,7 @@ def _nearest(head: Head, shape: tuple[int, int, int], target: NDArray) -> NDArra
     if head.second is not None and head.weight is not None:
         main = np.where(head.weight > 127, head.second, head.first)
     matrix = np.linalg.inv(head.affine) @ target
-    return ndimage.affine_transform(
-        main, matrix[:3, :3], matrix[:3, 3], shape, np.uint8, order=0, mode="constant"
-    )
+    return ndimage.affine_transform(main, matrix[:3, :3], matrix[:3, 3], shape, np.uint8, order=0, mode="constant")
 
 
 def _point_spread(volume: NDArray[np.float32], protocol: Protocol) -> NDArray[np.float32]:
@@ -372,9 +369,7 @@ def _axes(code: str) -> NDArray[np.float64]:
 
 
 def _oblique(angles: tuple[float, float, float]) -> NDArray[np.float64]:
-    x, y, z = (
-        rotation_matrix(np.deg2rad(angle) * unit) for angle, unit in zip(angles, np.eye(3), strict=True)
-    )
+    x, y, z = (rotation_matrix(np.deg2rad(angle) * unit) for angle, unit in zip(angles, np.eye(3), strict=True))
     return z @ y @ x
 
 
@@ -392,9 +387,7 @@ def _corners(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np
     return voxels @ affine[:3, :3].T + affine[:3, 3]
 
 
-def _interpolate_axes(
-    volume: NDArray[np.float32], positions: list[NDArray[np.float64]]
-) -> NDArray[np.float32]:
+def _interpolate_axes(volume: NDArray[np.float32], positions: list[NDArray[np.float64]]) -> NDArray[np.float32]:
     out = volume
     for axis, position in enumerate(positions):
         lower = position.astype(int)

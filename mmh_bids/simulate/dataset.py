@@ -232,9 +232,7 @@ def _write_description(folder: Path, name: str, kind: str) -> None:
     if kind == "raw":
         description["GeneratedBy"] = [{"Name": "mmh-simulate"}]
     else:
-        description["GeneratedBy"] = [
-            {"Name": "truth", "Version": __version__, "Description": "mmh-simulate heads"}
-        ]
+        description["GeneratedBy"] = [{"Name": "truth", "Version": __version__, "Description": "mmh-simulate heads"}]
         description["SourceDatasets"] = [{"URL": "../.."}]
     _write_json(folder / "dataset_description.json", description)
 

@@ -108,9 +108,7 @@ def _load(kind: str) -> Volume:
     return out
 
 
-def _brain(
-    t1: Volume, grey: Volume, white: Volume
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+def _brain(t1: Volume, grey: Volume, white: Volume) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
     """Two main tissues of every brain voxel and the share of the second."""
     inside = largest_component(ndimage.binary_fill_holes(t1 > 0))
     # Squaring sharpens the averages over 152 people towards what one person's voxels hold.
@@ -245,11 +243,9 @@ def _deform(volumes: list[NDArray[np.uint8]], rng: np.random.Generator) -> list[
     """Pull all volumes through one smooth random displacement of about 2.5 mm (standard deviation)."""
     shift = [smooth_noise(_SHAPE, (22.0,), rng) * np.float32(2.5) for _ in range(3)]
     places = [
-        axis.astype(np.float32) - origin + move
-        for axis, origin, move in zip(_axes(), _ORIGIN, shift, strict=True)
+        axis.astype(np.float32) - origin + move for axis, origin, move in zip(_axes(), _ORIGIN, shift, strict=True)
     ]
     index = tuple(
-        np.clip(np.rint(place), 0, size - 1).astype(np.int32)
-        for place, size in zip(places, _SHAPE, strict=True)
+        np.clip(np.rint(place), 0, size - 1).astype(np.int32) for place, size in zip(places, _SHAPE, strict=True)
     )
     return [volume[index] for volume in volumes]

@@ -194,9 +194,7 @@ def head_from_labels(path: str | Path, seed: int = 0, person_spread: bool = True
     return Head(first, affine, mask, texture, scales=scales, name=Path(path).name)
 
 
-def add_fat(
-    first: NDArray[np.uint8], soft: NDArray[np.bool_], spacing: float, rng: np.random.Generator
-) -> None:
+def add_fat(first: NDArray[np.uint8], soft: NDArray[np.bool_], spacing: float, rng: np.random.Generator) -> None:
     """Turn part of the soft tissue into fat, in place: a layer under the skin of 3 to 9 mm and strands
     between muscles.
 
@@ -221,9 +219,7 @@ def add_fat(
     first[soft & _upsample(fat, first.shape)] = INDEX["fat"]
 
 
-def smooth_noise(
-    shape: Iterable[int], widths: Iterable[float], rng: np.random.Generator
-) -> NDArray[np.float32]:
+def smooth_noise(shape: Iterable[int], widths: Iterable[float], rng: np.random.Generator) -> NDArray[np.float32]:
     """Random field of zero mean and unit variance: noise of several smoothness added up.
 
     Parameters
@@ -279,9 +275,7 @@ def _read_labels(path: Path) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
     if data.ndim != 3 or data.min() < 0 or not np.array_equal(data, np.round(data)):
         raise ImageError(f"{path}: not a label map; give a 3D image of whole numbers (FreeSurfer codes)")
     if not ((data > 0) & (data < _FIRST_OUTSIDE)).any():
-        raise ImageError(
-            f"{path}: no brain label (1 to {_FIRST_OUTSIDE - 1}); give a FreeSurfer-coded label map"
-        )
+        raise ImageError(f"{path}: no brain label (1 to {_FIRST_OUTSIDE - 1}); give a FreeSurfer-coded label map")
     return np.array(data, np.int32), np.asarray(image.affine, float)
 
 
@@ -296,9 +290,7 @@ def _lookup(labels: NDArray[np.int32], path: Path) -> NDArray[np.uint8]:
     out = table[labels]
     if (out == unknown).any():
         examples = ", ".join(str(code) for code in np.unique(labels[out == unknown])[:5])
-        raise ImageError(
-            f"{path}: label(s) {examples} stand for no known tissue; recode them to FreeSurfer's codes"
-        )
+        raise ImageError(f"{path}: label(s) {examples} stand for no known tissue; recode them to FreeSurfer's codes")
     return out
 
 

@@ -103,9 +103,7 @@ class Protocol:
         loss = np.abs(np.sin(np.pi / 2 * transmit)) ** 3
         if self.sequence == "spin_echo":
             return loss * signal.spin_echo(tissues.t1, tissues.t2, tissues.pd, tr=self.tr, te=self.te)
-        return loss * signal.fast_spin_echo(
-            tissues.t1, tissues.t2, tissues.pd, tr=self.tr, te=self.te, **train
-        )
+        return loss * signal.fast_spin_echo(tissues.t1, tissues.t2, tissues.pd, tr=self.tr, te=self.te, **train)
 
 
 @dataclass(frozen=True)
@@ -140,9 +138,7 @@ class Scanner:
     def protocol(self, sequence: str) -> Protocol:
         """The protocol of ``"T1w"`` or ``"T2w"``; UsageError if the scanner has none."""
         if sequence not in self.protocols:
-            raise UsageError(
-                f"scanner {self.name}: no {sequence} protocol; it has {', '.join(self.protocols)}"
-            )
+            raise UsageError(f"scanner {self.name}: no {sequence} protocol; it has {', '.join(self.protocols)}")
         return self.protocols[sequence]
 
     def sidecar(self, sequence: str) -> dict[str, Any]:
@@ -182,8 +178,7 @@ class Scanner:
         (2.0, 2.0, 2.0)
         """
         protocols = {
-            name: dataclasses.replace(protocol, **changes.get(name, {}))
-            for name, protocol in self.protocols.items()
+            name: dataclasses.replace(protocol, **changes.get(name, {})) for name, protocol in self.protocols.items()
         }
         return dataclasses.replace(self, protocols=protocols)
 
@@ -218,13 +213,9 @@ def load_scanners(path: str | Path | None = None) -> dict[str, Scanner]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{source}: cannot be read ({error}); give a YAML file of scanners") from None
     except yaml.YAMLError as error:
-        raise UsageError(
-            f"{source}: not valid YAML ({' '.join(str(error).split())}); correct the file"
-        ) from None
+        raise UsageError(f"{source}: not valid YAML ({' '.join(str(error).split())}); correct the file") from None
     if not isinstance(raw, dict) or not raw or not all(isinstance(entry, dict) for entry in raw.values()):
-        raise UsageError(
-            f"{source}: expected one mapping a scanner; see mmh_bids/data/scanners.yaml for the layout"
-        )
+        raise UsageError(f"{source}: expected one mapping a scanner; see mmh_bids/data/scanners.yaml for the layout")
     return {str(name): _scanner(str(name), entry, source) for name, entry in raw.items()}
 
 

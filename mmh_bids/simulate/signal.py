@@ -58,9 +58,7 @@ def spoiled_gradient_echo(
     >>> int(np.argmax(spoiled_gradient_echo(1.0, 0.05, 1.0, tr=0.02, te=0.005, flip=angles)))
     1
     """
-    _check(
-        0 < te < tr, f"spoiled gradient echo: EchoTime {te} s must lie between 0 and RepetitionTime {tr} s"
-    )
+    _check(0 < te < tr, f"spoiled gradient echo: EchoTime {te} s must lie between 0 and RepetitionTime {tr} s")
     angle = np.deg2rad(flip)
     recovery = np.exp(-tr / np.asarray(t1, float))
     steady = np.sin(angle) * (1 - recovery) / (1 - np.cos(angle) * recovery)

@@ -75,9 +75,7 @@ class Relaxation:
 
     def scaled(self, t1: float | NDArray, t2: float | NDArray, pd: float | NDArray = 1.0) -> Relaxation:
         """The same tissues with times and density multiplied; T2* follows T2."""
-        return Relaxation(
-            self.t1 * t1, self.t2 * t2, self.t2star * t2, np.clip(self.pd * pd, 0, 1), self.texture
-        )
+        return Relaxation(self.t1 * t1, self.t2 * t2, self.t2star * t2, np.clip(self.pd * pd, 0, 1), self.texture)
 
 
 def relaxation(field: float) -> Relaxation:

@@ -22,7 +22,7 @@ def test_mprage_equals_pulse_by_pulse_simulation(t1, flip, echoes, ti, rest):
     spacing, efficiency, pulses_before = 0.008, 0.93, echoes // 2
     tr = ti + (echoes - pulses_before) * spacing + rest
     longitudinal, centre = 1.0, 0.0
-    for _cycle in range(60):
+    for _cycle in range(200):
         longitudinal = recover(-efficiency * longitudinal, ti - pulses_before * spacing, t1)
         for pulse in range(echoes):
             if pulse == pulses_before:
