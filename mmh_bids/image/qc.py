@@ -55,9 +55,8 @@ def image_qc(
     - BrainMaskVolume, ParenchymaVolumeBefore, ParenchymaVolumeAfter: mL; parenchyma is what the three-class
       segmentation does not call CSF, 0 where it finds no three classes. Voxels of the mask where the input has
       no signal count for neither this nor the next two.
-    - WhiteGreyContrastBefore, WhiteGreyContrastAfter: difference of the class means over their average. -
-    ReferenceDistanceBefore, ReferenceDistanceAfter: Wasserstein-1 distance of the histogram in the mask to
-    the
+    - WhiteGreyContrastBefore, WhiteGreyContrastAfter: difference of the class means over their average.
+    - ReferenceDistanceBefore, ReferenceDistanceAfter: Wasserstein-1 distance of the histogram in the mask to the
       reference, in units of the model's scale (1 = the brightest of the brain).
     """
     box = bounding_box(mask, margin=1)
