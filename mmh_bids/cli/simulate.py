@@ -56,19 +56,13 @@ def _add_heads(commands: argparse._SubParsersAction) -> None:
     heads = commands.add_parser(
         "heads",
         help="travelling subjects out of label maps, with the truth",
-        description="Scan whole-head label maps (FreeSurfer codes, above 500 outside the brain, as SynthSeg "
-        "training maps) on simulated scanners. A label map is a participant, a scanner a session and site.",
+        description="Scan whole-head label maps (FreeSurfer codes, above 500 outside the brain, as in "
+        "SynthSeg's training maps) on simulated scanners. A label map is a participant, a scanner a session and site.",
     )
     _add_common(heads)
-    heads.add_argument(
-        "--labels", type=Path, nargs="+", required=True, metavar="FILE", help="label maps (NIfTI)"
-    )
-    heads.add_argument(
-        "--scanners", nargs="+", metavar="NAME", help="names from the scanner file (default: all of it)"
-    )
-    heads.add_argument(
-        "--modalities", nargs="+", choices=SEQUENCES, default=list(SEQUENCES), help="default: T1w T2w"
-    )
+    heads.add_argument("--labels", type=Path, nargs="+", required=True, metavar="FILE", help="label maps (NIfTI)")
+    heads.add_argument("--scanners", nargs="+", metavar="NAME", help="names from the scanner file (default: all of it)")
+    heads.add_argument("--modalities", nargs="+", choices=SEQUENCES, default=list(SEQUENCES), help="default: T1w T2w")
     heads.add_argument(
         "--derivatives",
         type=Path,
@@ -89,9 +83,7 @@ def _add_scanners(commands: argparse._SubParsersAction) -> None:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder of the new dataset")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of everything random, 0 or more (default: 0)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random, 0 or more (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="delete what a former run left in OUT_DIR")
     _add_scanner_file(parser)
 

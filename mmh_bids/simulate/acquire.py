@@ -9,6 +9,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -272,7 +273,7 @@ def stored_bytes(image: nib.Nifti1Image) -> bytes:
     (2.5, 17.5)
     """
     proxy = image.dataobj
-    if not nib.is_proxy(proxy) or proxy.slope == 1:
+    if not isinstance(proxy, ArrayProxy) or proxy.slope == 1:
         return image.to_bytes()
     plain = nib.Nifti1Image(proxy.get_unscaled(), None, image.header)
     plain.header.set_slope_inter(proxy.slope, 0)

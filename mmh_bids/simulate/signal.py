@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from mmh_bids.errors import UsageError
 
 Array = NDArray[np.float64]
+#: Seconds by which a sum of times may miss zero.
+_ROUNDING = 1e-9
 
 
 def spoiled_gradient_echo(
@@ -137,12 +139,12 @@ def mprage(
         f"mprage: EchoTime {te} s must lie between 0 and {echo_spacing} s",
     )
     train = f"half a train of {echoes} x {echo_spacing} s"
-    _check(wait >= 0, f"mprage: InversionTime {ti} s is too short for {train}")
-    _check(rest >= 0, f"mprage: RepetitionTime {tr} s is too short for InversionTime {ti} s and {train}")
+    _check(wait > -_ROUNDING, f"mprage: InversionTime {ti} s is too short for {train}")
+    _check(rest > -_ROUNDING, f"mprage: RepetitionTime {tr} s is too short for InversionTime {ti} s and {train}")
     t1, angle = np.asarray(t1, float), np.deg2rad(flip)
     one_echo = _excite_and_recover(np.cos(angle), echo_spacing, t1)
-    to_centre = _chain(_recover(wait, t1), _repeat(one_echo, before))
-    from_centre = _chain(_repeat(one_echo, echoes - before), _recover(rest, t1))
+    to_centre = _chain(_recover(max(wait, 0.0), t1), _repeat(one_echo, before))
+    from_centre = _chain(_repeat(one_echo, echoes - before), _recover(max(rest, 0.0), t1))
     slope, offset = _chain(to_centre, from_centre)
     start = -inversion_efficiency * offset / (1 + inversion_efficiency * slope)
     centre = to_centre[0] * start + to_centre[1]
