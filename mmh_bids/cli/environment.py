@@ -8,8 +8,8 @@ from pathlib import Path
 from mmh_bids.errors import UsageError
 
 
-def prepare_environment(work_dir: Path) -> None:
-    """Point every library's cache into `work_dir` and switch network lookups off.
+def prepare_environment(work_dir: Path, threads: int = 1) -> None:
+    """Point every library's cache into `work_dir`, switch network lookups off, limit the threads of a process.
 
     A container's root may be read-only, its user unknown and HOME missing; nothing may depend on them. A
     TEMPLATEFLOW_HOME that is set stays. CUDA_VISIBLE_DEVICES is never touched.
@@ -32,5 +32,8 @@ def prepare_environment(work_dir: Path) -> None:
         NIPYPE_NO_ET="1", NO_ET="1", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TEMPLATEFLOW_AUTOUPDATE="0",
         MPLBACKEND="Agg",
     )  # fmt: skip
+    for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
+        os.environ[f"{name}_NUM_THREADS"] = str(threads)
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
     if not os.access(os.environ.get("HOME", ""), os.W_OK):
         os.environ["HOME"] = str(caches)

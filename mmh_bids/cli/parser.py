@@ -75,6 +75,32 @@ def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def model(text: str) -> str:
+    """A shipped bundle's name stays; a folder becomes absolute, as the steps run in folders of their own."""
+    from mmh_bids.models.bundle import shipped_names
+
+    return text if text in shipped_names() or not _path(text).is_dir() else str(_path(text))
+
+
+def target(text: str) -> str:
+    """``unified``, ``site:LABEL`` or ``image:`` with an absolute path.
+
+    >>> target("site:Utrecht"), target("image:/data/a.nii.gz")
+    ('site:Utrecht', 'image:/data/a.nii.gz')
+    """
+    if not re.fullmatch(r"unified|site:.+|image:.+", text):
+        raise argparse.ArgumentTypeError(f"'{text}': write unified, site:LABEL or image:PATH")
+    kind, _, path = text.partition(":")
+    return f"image:{_path(path)}" if kind == "image" else text
+
+
+def device(text: str) -> str:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"'{text}': write auto, cpu, cuda or cuda:N")
+    return text
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser; flags are spelled as fMRIPrep and MRIQC spell them, underscores are accepted for hyphens."""
     parser = _Parser(
@@ -157,8 +183,8 @@ def _processing(group: Any) -> None:
         metavar="NAME",
         help=f"harmonizer: none, zscore, whitestripe, nyul, histmatch ... (default {Settings.method})",
     )
-    add("--model", metavar="NAME|DIR", help=f"model bundle, shipped or your own (default {Settings.model})")
-    add("--target", metavar="TARGET", help="unified (default), site:LABEL or image:PATH")
+    add("--model", type=model, metavar="NAME|DIR", help=f"model bundle, shipped or your own (default {Settings.model})")
+    add("--target", type=target, metavar="TARGET", help="unified (default), site:LABEL or image:PATH")
     add(
         "--skull-strip",
         choices=["auto", "skip", "force"],
@@ -197,7 +223,7 @@ def _resources(group: Any) -> None:
         help="memory to stay within: 8G, 500M; a bare number is MB",
     )
     add("--low-mem", action="store_true", help="one image at a time")
-    add("--device", metavar="DEVICE", help="auto (default), cpu, cuda or cuda:N")
+    add("--device", type=device, metavar="DEVICE", help="auto (default), cpu, cuda or cuda:N")
     add("--use-plugin", metavar="NAME", help="Nipype plugin (default MultiProc)")
     add("--nipype-plugin-file", type=_path, metavar="FILE", help="JSON or YAML with plugin and plugin_args")
 
@@ -275,21 +301,47 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
     words = _normalise(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     given = vars(parser.parse_args(words))
-    given.pop("notrack", None)
-    config = given.pop("config_file", None)
-    values: dict[str, Any] = {}
+    config = given.get("config_file")
     if config is not None:
-        try:
-            values = Settings.toml_values(config.read_text())
-        except OSError as error:
-            raise UsageError(f"--config-file {config}: {error.strerror}") from None
-    values |= {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        given = _of_config(parser, config, [str(given["bids_dir"]), str(given["output_dir"]), "participant"]) | given
+    for name in ("notrack", "config_file"):
+        given.pop(name, None)
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     values.setdefault("work_dir", Path("work").absolute())
     values.setdefault("nprocs", 1 if values.get("low_mem") else available_cpus())
-    device = values.get("device", "auto")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise UsageError(f"--device {device}: write auto, cpu, cuda or cuda:N")
-    target = values.get("target", "unified")
-    if not re.fullmatch(r"unified|site:.+|image:.+", target):
-        raise UsageError(f"--target {target}: write unified, site:LABEL or image:PATH")
     return Settings(**values)
+
+
+def _of_config(parser: argparse.ArgumentParser, config: Path, folders: Sequence[str]) -> dict[str, Any]:
+    """Values of a configuration file, checked as if they had been typed as flags."""
+    words: list[str] = []
+    try:
+        for name, value in Settings.toml_values(config.read_text(encoding="utf-8")).items():
+            if name not in ("bids_dir", "output_dir", "analysis_level", "skip_bids_validation"):
+                words += _words(name, value)
+        return vars(parser.parse_args([*folders, *words]))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UsageError(f"--config-file {config}: cannot be read ({reason}); give a TOML file") from None
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--config-file {config}: a value is of the wrong kind ({error}); correct it") from None
+    except UsageError as error:
+        raise UsageError(f"--config-file {config}: {str(error).removeprefix('--config-file: ')}") from None
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """A setting as it would be typed.
+
+    >>> _words("modalities", ("T1w", "T2w")), _words("mem_gb", 8.0), _words("sloppy", False)
+    (['--modalities', 'T1w', 'T2w'], ['--mem=8.0G'], [])
+    """
+    flag = "--mem" if name == "mem_gb" else f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag] if value else []
+    if name == "verbose":
+        return [flag] * int(value)
+    if name == "derivatives":
+        return [flag, *("=".join(pair) for pair in value)] if value else []
+    if isinstance(value, tuple):
+        return [flag, *map(str, value)] if value else []
+    return [f"{flag}={value}{'G' if name == 'mem_gb' else ''}"]

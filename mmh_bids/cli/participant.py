@@ -5,25 +5,26 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 from mmh_bids import __version__
 from mmh_bids.bids.atomic import atomic_write
-from mmh_bids.bids.dataset import ImageStatus, dataset_links, record_images, write_dataset_files
+from mmh_bids.bids.dataset import ImageStatus, record_images, write_dataset_files
 from mmh_bids.bids.derivatives import OutputPaths
 from mmh_bids.bids.discovery import discover
 from mmh_bids.bids.provenance import sha256_file
 from mmh_bids.bids.reuse import check_derivatives
 from mmh_bids.bids.run import Run
 from mmh_bids.bids.table import dry_run_table
+from mmh_bids.bids.tsv import read_tsv
 from mmh_bids.cli import records
 from mmh_bids.cli.parser import available_gb
 from mmh_bids.errors import EXIT_NOTHING_TO_DO, EXIT_OK, EXIT_SOME_FAILED, UsageError
 from mmh_bids.settings import Settings
 from mmh_bids.workflows.base import Job, without_partners
-from mmh_bids.workflows.execute import Executor
+from mmh_bids.workflows.execute import Executor, choose_plugin
 from mmh_bids.workflows.study import Study
 
 logger = logging.getLogger("mmh")
@@ -37,44 +38,55 @@ def run_participants(settings: Settings) -> int:
     started = datetime.now(timezone.utc)
     run_id = started.strftime("%Y%m%d-%H%M%S-%f")[:-2]
     check_derivatives(settings.derivatives)
+    choose_plugin(settings)
     study = Study.prepare(settings)
     runs = discover(settings)
     jobs = {job.run.key: job for job in plan(runs, study)}
-    runs = mark_done(runs, jobs, settings)
+    runs = mark_done(runs, jobs, study)
     if settings.dry_run:
         print(dry_run_table(runs), end="")
         return EXIT_OK
-    echo(settings, study, runs)
     prepare_output(settings, run_id)
+    echo(settings, study, runs)
     if settings.boilerplate_only:
         records.write_boilerplate(settings, study, runs)
         return EXIT_OK
     if settings.reports_only:
-        return records.write_reports(settings, study, runs, {}, run_id)
+        return records.write_reports(settings, study, runs, earlier_failures(settings))
     failures = harmonize([jobs[run.key] for run in runs if run.action == "harmonize"], study, run_id)
     statuses = [status_of(run, failures) for run in runs]
-    record_images(settings, statuses)
-    code = records.write_reports(settings, study, runs, failures, run_id)
+    code = EXIT_OK
     fresh = [run for run in runs if run.action == "harmonize" and run.key not in failures]
-    if fresh:
-        records.write_provenance_of(settings, study, fresh, run_id, started)
-    return conclude(statuses, runs, code)
+    for write in (
+        lambda: record_images(settings, statuses),
+        lambda: records.write_reports(settings, study, runs, failures),
+        lambda: records.write_provenance_of(settings, study, fresh, run_id, started) if fresh else None,
+    ):
+        code = max(code, attempt(write, settings.output_dir))
+    return conclude(statuses, code)
 
 
 def plan(runs: Sequence[Run], study: Study) -> list[Job]:
     """A job for every image to harmonize: who borrows from whom, and the hash of all that decides its outputs."""
     usable = [run for run in runs if run.action == "harmonize"]
-    t1w = {run.key: run for run in usable if run.sequence == "T1w"}
+    sources = {run.key: hash_or_nothing(run.path) for run in usable}
+    t1ws = [run for run in usable if run.sequence == "T1w"]
     jobs = []
     for run in usable:
-        partner = find_partner(run, list(t1w.values())) if run.sequence == "T2w" else None
-        try:
-            source = sha256_file(run.path)
-        except OSError:
-            source = ""  # the check in the workflow says what is wrong with the file
-        fingerprint = study.fingerprint(run, source, partner.key if partner else "")
-        jobs.append(Job(run, fingerprint, source, partner.key if partner else None))
+        partner = find_partner(run, t1ws) if run.sequence == "T2w" else None
+        # a T1w that was replaced changes the mask and the transform that its T2w borrows
+        lender = f"{partner.key} {sources[partner.key]}" if partner else ""
+        fingerprint = study.fingerprint(run, sources[run.key], lender)
+        jobs.append(Job(run, fingerprint, sources[run.key], partner.key if partner else None))
     return jobs
+
+
+def hash_or_nothing(path: Path) -> str:
+    """Hash of a source image; empty if it cannot be read: the check in the workflow says why."""
+    try:
+        return sha256_file(path)
+    except OSError:
+        return ""
 
 
 def find_partner(t2w: Run, t1ws: Iterable[Run]) -> Run | None:
@@ -83,12 +95,13 @@ def find_partner(t2w: Run, t1ws: Iterable[Run]) -> Run | None:
     return max(same, key=lambda run: len(set(run.entities.items()) & set(t2w.entities.items())), default=None)
 
 
-def mark_done(runs: Sequence[Run], jobs: dict[str, Job], settings: Settings) -> list[Run]:
+def mark_done(runs: Sequence[Run], jobs: dict[str, Job], study: Study) -> list[Run]:
     """Give images whose outputs are there, made from the same file with the same settings, the action ``done``."""
+    settings, spaces = study.settings, [space.name for space in study.spaces]
     out = []
     for run in runs:
         job = jobs.get(run.key)
-        if job and records.fingerprint_on_disk(OutputPaths(settings.output_dir, run)) == job.fingerprint:
+        if job and records.fingerprint_on_disk(OutputPaths(settings.output_dir, run), spaces) == job.fingerprint:
             run = dataclasses.replace(run, action="done", reason="the output is there already")
         out.append(run)
     return out
@@ -116,13 +129,14 @@ def prepare_output(settings: Settings, run_id: str) -> None:
     """Make the output folder and its dataset-level files, and keep a copy of the settings."""
     try:
         settings.output_dir.mkdir(parents=True, exist_ok=True)
+        write_dataset_files(settings)
+        atomic_write(settings.output_dir / "logs" / f"config-{run_id}.toml", settings.to_toml())
+        log = logging.FileHandler(settings.output_dir / "logs" / f"mmh-{run_id}.log", encoding="utf-8")
     except OSError as error:
         raise UsageError(
-            f"{settings.output_dir}: cannot be made ({error.strerror}); choose another output folder"
+            f"{settings.output_dir}: cannot be written ({error.strerror or error}); choose another output folder, or "
+            "make room and give yourself permission there"
         ) from None
-    write_dataset_files(settings)
-    atomic_write(settings.output_dir / "logs" / f"config-{run_id}.toml", settings.to_toml())
-    log = logging.FileHandler(settings.output_dir / "logs" / f"mmh-{run_id}.log", encoding="utf-8")
     log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(log)
 
@@ -179,7 +193,27 @@ def status_of(run: Run, failures: dict[str, str]) -> ImageStatus:
     return ImageStatus(dataclasses.replace(run, reason=""), "done")
 
 
-def conclude(statuses: Sequence[ImageStatus], runs: Sequence[Run], code: int) -> int:
+def earlier_failures(settings: Settings) -> dict[str, str]:
+    """Why images failed in earlier calls, by image key, from ``logs/images.tsv``."""
+    path = settings.output_dir / "logs" / "images.tsv"
+    rows = read_tsv(path, "image")[1] if path.exists() else []
+    return {Path(row["image"]).name.split(".")[0]: row["message"] for row in rows if row["status"] == "failed"}
+
+
+def attempt(write: Callable[[], object], output_dir: Path) -> int:
+    """Write one of the records; a full disk costs that record, not the others, and exit code 1."""
+    try:
+        result = write()
+    except OSError as error:
+        logger.error(
+            "%s: %s; the records of this call are not whole: free space there and run the same command again",
+            output_dir, error.strerror or error,
+        )  # fmt: skip
+        return EXIT_SOME_FAILED
+    return result if isinstance(result, int) else EXIT_OK
+
+
+def conclude(statuses: Sequence[ImageStatus], code: int) -> int:
     """Log one line an image that failed, and the sum; return the exit code."""
     failed = [status for status in statuses if status.status == "failed"]
     for status in failed:

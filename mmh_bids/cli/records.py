@@ -12,7 +12,7 @@ from typing import Any
 
 from mmh_bids import __version__
 from mmh_bids.bids.dataset import dataset_links
-from mmh_bids.bids.derivatives import OutputPaths, bids_uri, sidecar_path
+from mmh_bids.bids.derivatives import OutputPaths, bids_uri, sidecar_path, split_space
 from mmh_bids.bids.provenance import (
     ActivityRecord,
     FileRecord,
@@ -24,6 +24,7 @@ from mmh_bids.bids.provenance import (
 from mmh_bids.bids.run import Run
 from mmh_bids.errors import EXIT_OK, EXIT_SOME_FAILED
 from mmh_bids.reports.boilerplate import MethodsFacts, methods_text, write_citations
+from mmh_bids.reports.figures import TITLES
 from mmh_bids.reports.participant import ImageRecord, write_participant_report
 from mmh_bids.settings import Settings
 from mmh_bids.workflows.study import Study
@@ -40,9 +41,11 @@ def harmonization_on_disk(paths: OutputPaths) -> dict[str, Any]:
         return {}
 
 
-def fingerprint_on_disk(paths: OutputPaths) -> str | None:
-    """Fingerprint of the outputs that are there, if all of them are."""
-    needed = (paths.harmonized(), paths.preproc, paths.brain_mask, paths.transform())
+def fingerprint_on_disk(paths: OutputPaths, spaces: Iterable[str] = ()) -> str | None:
+    """Fingerprint of the outputs that are there, if all of them are, those in `spaces` and the figures included."""
+    needed = [paths.harmonized(), paths.preproc, paths.brain_mask, paths.transform()]
+    needed += [paths.harmonized(*split_space(space)) for space in spaces]
+    needed += [paths.figure(name) for name in TITLES]
     if not all(path.is_file() for path in needed):
         return None
     return harmonization_on_disk(paths).get("Fingerprint")
@@ -75,9 +78,7 @@ def image_record(run: Run, settings: Settings, failures: Mapping[str, str]) -> I
     )
 
 
-def write_reports(
-    settings: Settings, study: Study, runs: Sequence[Run], failures: Mapping[str, str], run_id: str
-) -> int:
+def write_reports(settings: Settings, study: Study, runs: Sequence[Run], failures: Mapping[str, str]) -> int:
     """One HTML page a participant, and the methods text; the exit code says whether all could be written."""
     text = write_boilerplate(settings, study, runs)
     software = software_versions()

@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``mmh`` and return its exit code; see `mmh_bids.errors` for what each means."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logger.setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a log on a full disk must not bury our message under tracebacks
     try:
         settings = parse(argv)
         for name in ("mmh", "mmh_bids"):
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("mmh: internal error; please report the lines above")
         code = EXIT_INTERNAL
     logger.info("mmh: ends with exit code %d (%s)", code, _MEANING.get(code, "interrupted"))
+    for handler in list(logger.handlers):  # the log file of this call
+        logger.removeHandler(handler)
+        handler.close()
     return code
 
 
@@ -57,7 +61,7 @@ _MEANING = {
 
 def _run(settings: Settings) -> int:
     check_folders(settings)
-    prepare_environment(settings.work_dir)
+    prepare_environment(settings.work_dir, settings.omp_nthreads)
     from mmh_bids.cli.participant import run_participants
 
     return run_participants(settings)
@@ -75,7 +79,8 @@ def check_folders(settings: Settings) -> None:
     inside = root == out or root in out.parents
     if inside and not (out != root / "derivatives" and root / "derivatives" in out.parents):
         raise UsageError(
-            f"{settings.output_dir}: lies inside the dataset; choose a folder outside, or {root / 'derivatives' / 'mmh'}"
+            f"{settings.output_dir}: lies inside the dataset; choose a folder outside, or "
+            f"{root / 'derivatives' / 'mmh'}"
         )
     if root == work or root in work.parents:
         raise UsageError(f"--work-dir {settings.work_dir}: lies inside the dataset; choose a folder outside")

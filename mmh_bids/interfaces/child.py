@@ -41,15 +41,23 @@ def run_child(task: str, request: dict[str, Any], folder: Path) -> dict[str, Any
         [sys.executable, "-m", "mmh_bids.interfaces.child", str(request_file)],
         capture_output=True,
         text=True,
+        errors="replace",
         check=False,
     )
-    if answer_file.exists():
-        answer = json.loads(answer_file.read_text())
-        if "error" in answer:
-            raise ImageError(answer["error"])
-        if done.returncode == 0:
-            return answer
+    answer = _read(answer_file)
+    if "error" in answer:
+        raise ImageError(answer["error"])
+    if answer and done.returncode == 0:
+        return answer
     raise ImageError(explain(task, done.returncode, done.stderr))
+
+
+def _read(answer_file: Path) -> dict[str, Any]:
+    """The child's answer; empty if it did not come to write all of it."""
+    try:
+        return dict(json.loads(answer_file.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 def explain(task: str, returncode: int, stderr: str) -> str:
@@ -137,16 +145,22 @@ def main(argv: list[str]) -> int:
     answer_file = Path(request["answer"])
     try:
         answer = TASKS[request["task"]](request["request"])
+        answer_file.write_text(json.dumps(answer))
+        return 0
     except MmhError as error:
-        answer_file.write_text(json.dumps({"error": str(error)}))
-        return EXIT_SOME_FAILED
+        message = str(error)
     except MemoryError:
-        answer_file.write_text(
-            json.dumps({"error": f"the {request['task']} step ran out of memory: give the job more, or lower --nprocs"})
+        message = f"the {request['task']} step ran out of memory: give the job more, or lower --nprocs"
+    except OSError as error:
+        message = (
+            f"{error.filename or answer_file.parent}: {error.strerror or error}; free space there or name another "
+            "--work-dir, then run the same command again"
         )
-        return EXIT_SOME_FAILED
-    answer_file.write_text(json.dumps(answer))
-    return 0
+    try:
+        answer_file.write_text(json.dumps({"error": message}))
+    except OSError:
+        print(message, file=sys.stderr)  # no room for the answer either: `explain` takes the last line
+    return EXIT_SOME_FAILED
 
 
 if __name__ == "__main__":

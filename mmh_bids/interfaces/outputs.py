@@ -15,7 +15,19 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from mmh_bids.errors import ImageError
 from mmh_bids.interfaces.files import load, load_json, save
+
+
+def _no_output(error: OSError, folder: Path) -> ImageError:
+    """What to say when the output folder cannot be written to: the error itself often names no file."""
+    place = Path(error.filename or folder)
+    if place.name.startswith(".tmp-"):  # a name that means nothing to the user
+        place = place.parent
+    return ImageError(
+        f"{place}: {error.strerror or error}; free space there or change its permissions, then run the same command "
+        "again"
+    )
 
 
 class _SpaceInput(BaseInterfaceInputSpec):
@@ -94,13 +106,24 @@ class WriteDerivatives(SimpleInterface):
     _always_run = True  # the output folder may have been emptied since
 
     def _run_interface(self, runtime):
-        from mmh_bids.bids.atomic import atomic_path
-        from mmh_bids.bids.derivatives import OutputPaths, mask_sidecar, split_space
+        from mmh_bids.bids.derivatives import OutputPaths
         from mmh_bids.bids.run import Run
 
         inputs = self.inputs
         run = Run(**{**inputs.run, "path": Path(inputs.run["path"])})
         paths = OutputPaths(Path(inputs.output_dir), run)
+        try:
+            self._write(run, paths)
+        except OSError as error:
+            raise _no_output(error, paths.anat) from None
+        self._results.update(harmonized=str(paths.harmonized()), preproc=str(paths.preproc), mask=str(paths.brain_mask))
+        return runtime
+
+    def _write(self, run, paths) -> None:
+        from mmh_bids.bids.atomic import atomic_path
+        from mmh_bids.bids.derivatives import mask_sidecar, split_space
+
+        inputs = self.inputs
         writer = _Writer(run, Path(inputs.output_dir), dict(inputs.links))
         already = bool(inputs.mask_facts["InputSkullStripped"])
         writer.own_grid(
@@ -118,8 +141,6 @@ class WriteDerivatives(SimpleInterface):
         if isdefined(inputs.model_file):
             writer.as_is(inputs.model_file, paths.model_grid, writer.fields(True, harmonization))
         writer.own_grid(inputs.harmonized, paths.harmonized(), np.float32, writer.fields(stripped, harmonization))
-        self._results.update(harmonized=str(paths.harmonized()), preproc=str(paths.preproc), mask=str(paths.brain_mask))
-        return runtime
 
     def _harmonization(self, run):
         result = load_json(self.inputs.qc_file)
@@ -213,6 +234,13 @@ class DrawFigures(SimpleInterface):
     def _run_interface(self, runtime):
         from mmh_bids.reports.figures import draw_figures
 
+        try:
+            self._results["out_files"] = self._draw(draw_figures)
+        except OSError as error:
+            raise _no_output(error, Path(self.inputs.folder)) from None
+        return runtime
+
+    def _draw(self, draw_figures) -> list[str]:
         inputs, result = self.inputs, load_json(self.inputs.qc_file)
         files = draw_figures(
             before=Path(inputs.before),
@@ -226,5 +254,4 @@ class DrawFigures(SimpleInterface):
             registration=Path(inputs.registration) if isdefined(inputs.registration) else None,
             sloppy=inputs.sloppy,
         )
-        self._results["out_files"] = [str(file) for file in files]
-        return runtime
+        return [str(file) for file in files]

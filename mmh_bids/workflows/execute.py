@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import re
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from traits.api import TraitError
+
+from mmh_bids.bids.atomic import atomic_write
 from mmh_bids.bids.derivatives import OutputPaths, sidecar_path
 from mmh_bids.errors import ImageError, UsageError
+from mmh_bids.settings import Settings
 from mmh_bids.workflows.base import Job, init_mmh_wf
 from mmh_bids.workflows.plugin import PatientMultiProc
 from mmh_bids.workflows.study import Study
 
 logger = logging.getLogger("mmh")
+
+_MORE_SPACE = "free space there or name another --work-dir, then run the same command again"
 
 #: What a step is called for people; nodes that are not listed show no line.
 STEPS = {
@@ -40,7 +48,7 @@ class Executor:
         self.study, self.run_id, self.total = study, run_id, total
         self.finished = 0
         self._started: dict[str, float] = {}
-        self._keys: dict[str, str] = {}
+        self._jobs: dict[str, Job] = {}
 
     def run(self, jobs: Sequence[Job]) -> dict[str, str]:
         """Process `jobs`; return the message of every image that failed, by its key.
@@ -49,25 +57,44 @@ class Executor:
         """
         settings = self.study.settings
         self._configure()
-        self._keys = {f"{job.run.node_name}_wf": job.run.key for job in jobs}
+        self._jobs = {f"{job.run.node_name}_wf": job for job in jobs}
         workflow = init_mmh_wf(jobs, self.study)
         crashes = self.crash_dir()
         workflow.config["execution"]["crashdump_dir"] = str(crashes)
         if settings.write_graph:
             self._write_graph(workflow)
         before = set(crashes.glob("crash-*"))
-        try:
-            workflow.run(plugin=self._plugin())
-        except (RuntimeError, ImageError) as error:
-            # Nipype raises again what its nodes raised; the crash files tell which image each belongs to
-            if not set(crashes.glob("crash-*")) - before:
-                raise
-            logger.debug("nipype: %s", error)
+        stopped = self._execute(workflow)
         failed = self._read_crashes(sorted(set(crashes.glob("crash-*")) - before))
+        if stopped and not failed and not isinstance(stopped, OSError):
+            raise stopped
         for job in jobs:
             if job.run.key not in failed and not self.is_complete(job):
-                failed[job.run.key] = ""
+                failed[job.run.key] = self._of_work_dir(stopped) if isinstance(stopped, OSError) else ""
         return failed
+
+    def _execute(self, workflow: Any) -> Exception | None:
+        """Run the graph; return what Nipype raised, which most often only repeats what its nodes did."""
+        plugin = self._plugin()
+        try:
+            workflow.run(plugin=plugin)
+        except (RuntimeError, ImageError, TraitError, OSError) as error:
+            logger.debug("nipype: %s", error)
+            return error
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
+        finally:
+            if isinstance(plugin, PatientMultiProc):
+                # after an error Nipype leaves it open: nothing may be written any more once we say how it ended
+                plugin.pool.shutdown(wait=True, cancel_futures=True)
+        return None
+
+    def _of_work_dir(self, error: OSError) -> str:
+        """What to say when Nipype itself cannot write; its own files all lie in the work directory."""
+        where = error.filename or self.study.settings.work_dir
+        return f"{where}: {error.strerror or error}; {_MORE_SPACE}"
 
     def crash_dir(self) -> Path:
         """Folder that Nipype writes crash files to; they are moved to the participants' log folders."""
@@ -107,39 +134,19 @@ class Executor:
         nipype_logging.update_logging(config)
         if settings.resource_monitor:
             config.enable_resource_monitor()
-        quiet = settings.verbose < 2
-        # not Nipype's own log file: its lock object does not survive the fork into the workers
-        to_file = logging.FileHandler(logs / "nipype.log")
-        for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
-            log = logging.getLogger(name)
-            for handler in log.handlers:
-                if type(handler) is logging.StreamHandler:
-                    handler.setLevel(logging.CRITICAL if quiet else logging.INFO)
-            log.propagate = False
-        for handler in list(logging.getLogger("nipype").handlers):
-            if isinstance(handler, logging.FileHandler):
-                logging.getLogger("nipype").removeHandler(handler)
-        logging.getLogger("nipype").addHandler(to_file)
+        _route_nipype_log(logs / "nipype.log", on_terminal=settings.verbose >= 2)
 
     def _plugin(self) -> Any:
         """The Nipype plugin: ours, or what the user names."""
         settings = self.study.settings
-        name, args = settings.use_plugin or "MultiProc", dict[str, Any]()
-        if settings.nipype_plugin_file:
-            name, args = read_plugin_file(settings.nipype_plugin_file, name)
+        plugin, args = choose_plugin(settings)
         args = {"status_callback": self._progress, **args}
-        if name == "MultiProc":
+        if plugin is PatientMultiProc:
             args.setdefault("n_procs", 1 if settings.low_mem else settings.nprocs)
             if settings.mem_gb:
                 args.setdefault("memory_gb", settings.mem_gb)
             args.setdefault("raise_insufficient", False)
-            args.setdefault("order", list(self._keys))
-            return PatientMultiProc(plugin_args=args)
-        from nipype.pipeline import plugins
-
-        plugin = getattr(plugins, f"{name}Plugin", None)
-        if plugin is None:
-            raise UsageError(f"--use-plugin {name}: Nipype has no such plugin; try MultiProc, Linear or SLURM")
+            args.setdefault("order", list(self._jobs))
         return plugin(plugin_args=args)
 
     def _progress(self, node: Any, status: str) -> None:
@@ -147,33 +154,46 @@ class Executor:
         if status == "start":
             self._started[name] = time.monotonic()
             return
+        # "end" also comes for steps found done, and from Linear for steps that follow a failed one
+        started = self._started.pop(name, None)
         key, step = self._key(name), STEPS.get(node.name)
-        if status == "end" and node.name == "write_derivatives":
+        if status == "exception":
+            logger.error(
+                "[%d/%d] %s: failed (%s); the reason follows at the end",
+                self.finished,
+                self.total,
+                key or "reference",
+                node.name,
+            )
+        if status != "end" or started is None or not key or not step:
+            return
+        if node.name == "write_derivatives":
             self.finished += 1
-        if status == "end" and key and step:
-            seconds = time.monotonic() - self._started.get(name, time.monotonic())
-            logger.info("[%d/%d] %s: %s (%.1f s)", self.finished, self.total, key, step, seconds)
+        logger.info("[%d/%d] %s: %s (%.1f s)", self.finished, self.total, key, step, time.monotonic() - started)
 
     def _key(self, fullname: str) -> str | None:
-        return next((self._keys[part] for part in fullname.split(".") if part in self._keys), None)
+        return next((self._jobs[part].run.key for part in fullname.split(".") if part in self._jobs), None)
 
     def _read_crashes(self, files: Sequence[Path]) -> dict[str, str]:
         """Message by image; the crash files move to ``OUT/sub-X/log/<run>/``."""
         failed: dict[str, str] = {}
+        runs = {job.run.key: job.run for job in self._jobs.values()}
         for file in files:
             text = file.read_text(errors="replace")
             key = self._key(crashed_node(text))
+            message = message_of(text, self.study.settings.work_dir)
             if key is None:
                 # the reference image's graph: it stops every image
-                for other in self._keys.values():
-                    failed.setdefault(other, message_of(text))
+                for other in runs:
+                    failed.setdefault(other, message)
                 continue
-            failed[key] = message_of(text)
-            label = re.match(r"sub-([^_]+)", key)
-            target = self.study.settings.output_dir / f"sub-{label[1] if label else ''}" / "log" / self.run_id
-            target.mkdir(parents=True, exist_ok=True)
-            (target / f"crash-{file.stem.removeprefix('crash-')}.txt").write_text(text)
-            logger.error("%s: %s", key, failed[key])
+            path = runs[key].path
+            failed[key] = message if path.name in message else f"{path}: {message}"
+            target = OutputPaths(self.study.settings.output_dir, runs[key]).log_dir(self.run_id)
+            try:
+                atomic_write(target / f"crash-{file.stem.removeprefix('crash-')}.txt", text)
+            except OSError as error:
+                logger.debug("%s stays in %s (%s)", file.name, file.parent, error.strerror)
         return failed
 
     def _write_graph(self, workflow: Any) -> None:
@@ -183,17 +203,57 @@ class Executor:
         )
 
 
+def _route_nipype_log(file: Path, on_terminal: bool) -> None:
+    """Send Nipype's messages to `file`, and to standard error only if asked for.
+
+    Nipype's own log file is not used: its lock object does not survive the fork into the workers.
+    """
+    top = logging.getLogger("nipype")
+    for handler in list(top.handlers):
+        top.removeHandler(handler)
+        handler.close()
+    # all its loggers hand on to this one, and this one not to the root, whose handler is for our own lines
+    top.propagate = False
+    top.addHandler(logging.FileHandler(file, encoding="utf-8"))
+    if on_terminal:
+        top.addHandler(logging.StreamHandler(sys.stderr))
+
+
+def choose_plugin(settings: Settings) -> tuple[type, dict[str, Any]]:
+    """Class and arguments of the Nipype plugin that ``--use-plugin`` and ``--nipype-plugin-file`` ask for.
+
+    Raises
+    ------
+    UsageError
+        Nipype has no such plugin, or the file cannot be used.
+    """
+    from nipype.pipeline import plugins
+
+    name, args, flag = settings.use_plugin or "MultiProc", dict[str, Any](), "--use-plugin"
+    if settings.nipype_plugin_file:
+        flag = f"--nipype-plugin-file {settings.nipype_plugin_file}:"
+        name, args = read_plugin_file(settings.nipype_plugin_file, name)
+    if name == "MultiProc":
+        return PatientMultiProc, args
+    plugin = getattr(plugins, f"{name}Plugin", None)
+    if plugin is None:
+        raise UsageError(f"{flag} {name}: Nipype has no such plugin; try MultiProc, Linear or SLURM")
+    return plugin, args
+
+
 def read_plugin_file(path: Path, default: str) -> tuple[str, dict[str, Any]]:
     """Name and arguments of a Nipype plugin from a JSON or YAML file, as fMRIPrep reads it."""
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"--nipype-plugin-file {path}: cannot be read ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UsageError(f"--nipype-plugin-file {path}: cannot be read ({reason}); give JSON or YAML") from None
+    args = content.get("plugin_args") or {} if isinstance(content, dict) else None
+    if not isinstance(args, dict):
         raise UsageError(f"--nipype-plugin-file {path}: needs an object with plugin and plugin_args")
-    return content.get("plugin", default), dict(content.get("plugin_args") or {})
+    return str(content.get("plugin", default)), dict(args)
 
 
 def crashed_node(text: str) -> str:
@@ -206,19 +266,20 @@ def crashed_node(text: str) -> str:
     return match[1] if match else ""
 
 
-def message_of(text: str) -> str:
+def message_of(text: str, work_dir: Path) -> str:
     """The error's own line from a text crash file: our message, or the kind and text of a foreign error.
 
-    >>> message_of("Traceback:\\n\\tmmh_bids.errors.ImageError: a.nii.gz: truncated; fetch it again\\n")
+    >>> message_of("Traceback:\\n\\tmmh_bids.errors.ImageError: a.nii.gz: truncated; fetch it again\\n", Path("w"))
     'a.nii.gz: truncated; fetch it again'
-    >>> message_of("OSError: [Errno 28] No space left on device: '/out/x'")
-    "[Errno 28] No space left on device: '/out/x'; free space there and run the same command again"
+    >>> message_of("OSError: [Errno 28] No space left on device", Path("w"))
+    'w: No space left on device; free space there or name another --work-dir, then run the same command again'
     """
     ours = re.findall(r"mmh_bids\.errors\.\w+: (.+)", text)
     if ours:
         return ours[-1].strip()
-    full = re.findall(r"OSError: (\[Errno (?:28|122)\].+)", text)
+    # what is written to the output folder raises errors of ours; all else is written to the work directory
+    full = re.findall(r"OSError: \[Errno (?:28|122)\] ([\w ]+)", text)
     if full:
-        return f"{full[-1].strip()}; free space there and run the same command again"
+        return f"{work_dir}: {full[-1].strip()}; {_MORE_SPACE}"
     errors = re.findall(r"^\s*((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$", text, re.MULTILINE)
     return errors[-1].strip() if errors else "failed; see the crash file"

@@ -12,7 +12,6 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from mmh_bids.errors import ImageError
 
-
 WORKER_KILLED = (
     "a worker process was killed, most likely for lack of memory: give the job more memory, or lower --nprocs or --mem"
 )
@@ -57,6 +56,14 @@ class PatientMultiProc(MultiProcPlugin):
             return min((order[part] for part in parts if part in order), default=-1), jobid
 
         return sorted((int(jobid) for jobid in jobids), key=rank)
+
+    def _submit_job(self, node: Any, updatehash: bool = False) -> Any:
+        self._renew_pool()  # a worker may have died since the results were looked at
+        try:
+            return super()._submit_job(node, updatehash)
+        except BrokenProcessPool:
+            self._renew_pool()
+            return super()._submit_job(node, updatehash)
 
     def _renew_pool(self) -> None:
         """Replace the pool once; later jobs of the broken one find the new pool alive."""

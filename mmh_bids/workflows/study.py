@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmh_bids import __version__
+from mmh_bids.bids.provenance import sha256_file
+from mmh_bids.bids.reuse import find_reusable
 from mmh_bids.bids.run import Run
 from mmh_bids.errors import UsageError
 from mmh_bids.harmonizers.base import find_method
@@ -37,6 +39,7 @@ class Study:
     method_gb: float
     spaces: tuple[Space, ...] = ()
     quantiles: dict[str, list[float]] = field(default_factory=dict)
+    reference_sha256: str = ""
 
     @classmethod
     def prepare(cls, settings: Settings) -> Study:
@@ -54,8 +57,7 @@ class Study:
         sequences = [sequence for sequence in settings.modalities if sequence in harmonizer.sequences]
         for sequence in sequences:
             harmonizer.check_target(settings.target, sequence)
-        if settings.target.startswith("image:"):
-            check_reference(settings.target)
+        reference = check_reference(settings.target) if settings.target.startswith("image:") else None
         quantiles = {sequence: reference_quantiles(bundle, settings.target, sequence) for sequence in sequences}
         return cls(
             settings=settings,
@@ -63,6 +65,7 @@ class Study:
             method_gb=harmonizer.mem_gb,
             spaces=tuple(find_space(name, settings.work_dir) for name in settings.output_spaces),
             quantiles={sequence: values for sequence, values in quantiles.items() if values},
+            reference_sha256=sha256_file(reference) if reference else "",
         )
 
     @property
@@ -71,24 +74,29 @@ class Study:
         return Path(os.environ.get("TMPDIR", "/tmp")) / "mmh-locks"
 
     def fingerprint(self, run: Run, source_sha256: str, partner: str) -> str:
-        """Hash of all that decides the outputs of `run`."""
+        """Hash of all that decides the outputs of `run`; `partner` stands for the T1w it may borrow from."""
+        reusable = find_reusable(run, self.settings.derivatives)
+        files = [path for path in (reusable.mask, reusable.mask_xfm, reusable.xfm) if path is not None]
         return self.settings.fingerprint(
             version=__version__,
             bundle=self.bundle.sha256,
             source=source_sha256,
             partner=partner,
             site=str(run.site),
+            others=" ".join([self.reference_sha256, *map(sha256_file, files)]),
         )
 
 
 def check_reference(target: str) -> Path:
     """Path of the reference image of an ``image:`` target; UsageError if it is no readable NIfTI."""
-    from mmh_bids.image.headers import check_header
+    from mmh_bids.image.headers import examine
 
     path = Path(target.removeprefix("image:")).expanduser()
-    problem = check_header(path) if path.is_file() else f"{path}: no such file"
-    if problem:
-        raise UsageError(f"--target image: {problem}")
+    if not path.is_file():
+        raise UsageError(f"--target image:{path}: no such file; give a T1w or T2w image in NIfTI format")
+    verdict = examine(path)
+    if verdict.action != "harmonize":
+        raise UsageError(f"--target image:{path}: {verdict.reason}")
     return path
 
 
@@ -129,8 +137,8 @@ def find_space(name: str, work_dir: Path) -> Space:
             )
     raise UsageError(
         f"--output-spaces {name}: {stem}_desc-brain_T1w.nii.gz is not under {home}; fetch it once "
-        "where there is a network "
-        f"(python -c \"import templateflow.api as t; t.get('{label}', resolution={resolution})\") and set TEMPLATEFLOW_HOME"
+        f"where there is a network (python -c \"import templateflow.api as t; t.get('{label}', "
+        f'resolution={resolution})") and set TEMPLATEFLOW_HOME'
     )
 
 
