@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import zlib
 from pathlib import Path
 
@@ -26,11 +27,13 @@ def read_image(path: Path) -> nib.Nifti1Image:
     Raises
     ------
     ImageError
-        The file is truncated or no NIfTI, may not be read, has NaN or infinite voxels, or holds one value only.
+        The file is truncated or no NIfTI, may not be read, has several volumes, NaN or infinite voxels, or holds
+        one value only.
     """
     try:
         image = open_nifti(path)
         data = np.asanyarray(image.dataobj, dtype=np.float32)
+        _check_sum(path)
     except PermissionError:
         raise ImageError(f"{path}: no permission to read it; change its mode or ask its owner") from None
     except MemoryError:
@@ -39,15 +42,26 @@ def read_image(path: Path) -> nib.Nifti1Image:
         if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ENOENT):
             raise ImageError(f"{path}: {error.strerror}; check the disk") from None
         raise ImageError(
-            f"{path}: truncated or not a NIfTI file ({_brief(error)}); fetch or convert it again"
+            f"{path}: truncated, damaged or not a NIfTI file ({_brief(error)}); fetch or convert it again"
         ) from None
-    data = data.reshape(data.shape[:3]) if data.ndim > 3 else data
+    if data.size != np.prod(data.shape[:3]):
+        size = " x ".join(map(str, data.shape))
+        raise ImageError(f"{path}: {data.ndim}D image ({size}) of several volumes; give a 3D image")
+    data = data.reshape(data.shape[:3])
     if not np.isfinite(data).all():
         count = int((~np.isfinite(data)).sum())
         raise ImageError(f"{path}: {count} voxels are NaN or infinite; replace them (0 outside the head) and rerun")
     if data.min() == data.max():
         raise ImageError(f"{path}: every voxel is {data.min():g}; the image is empty, fetch or convert it again")
-    return nib.Nifti1Image(data, image.affine, image.header)
+    return type(image)(data, image.affine, image.header)
+
+
+def _check_sum(path: Path) -> None:
+    """Read a compressed file to its very end, where gzip compares the check sum; nibabel stops at the last voxel."""
+    if path.name.endswith(".gz"):
+        with gzip.open(path) as stream:
+            while stream.read(1 << 20):
+                pass
 
 
 def _brief(error: BaseException) -> str:
@@ -79,4 +93,5 @@ def image_like(data: NDArray, source: nib.Nifti1Image, dtype: type = np.float32)
     header.set_data_dtype(dtype)
     header.set_slope_inter(1.0, 0.0)
     header["cal_min"], header["cal_max"] = 0, 0
-    return nib.Nifti1Image(np.asarray(data, dtype=dtype), source.affine, header)
+    # NIfTI-2 stays NIfTI-2, whose affine has double precision
+    return type(source)(np.asarray(data, dtype=dtype), source.affine, header)
