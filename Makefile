@@ -1,0 +1,126 @@
+# Needs only make, git and a Python of 3.10 or newer with its venv module. `make help` lists the targets.
+#
+# PYTHON          the interpreter the environment is made of (default: the first of python3, python3.13 ... python3.10 that fits)
+# VENV            where the environment lies (default .venv)
+# TORCH_PIP_ARGS  pip arguments that choose a build of PyTorch: what pytorch.org's install page prints after
+#                 `pip3 install torch`, for example TORCH_PIP_ARGS="--index-url ADDRESS" make demo. Needed once.
+# JOBS            test processes (default 2)
+# MMH_SHARED      folder of the development data (default ../shared), for test-real and the benchmarks
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+PYTHON ?=
+VENV ?= .venv
+JOBS ?= 2
+TORCH_PIP_ARGS ?=
+CONSTRAINTS := constraints.txt
+MMH_SHARED ?= $(abspath ../shared)
+export MMH_SHARED
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q -c $(CONSTRAINTS)
+METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
+
+.PHONY: help demo test test-slow test-real lint types validate sample picture \
+	benchmark-registration benchmark-brain benchmark-time env env-test torch clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{ printf "  %-24s %s\n", $$1, $$2 }'
+
+demo: env  ## environment, and the app on data/ds-sample
+	$(BIN)/mmh data/ds-sample demo participant -w work
+	@echo
+	@echo "Done. Look at:"
+	@for page in demo/sub-*.html; do echo "  $$page"; done
+	@echo "  demo/sub-*/**/anat/*_desc-harmonized_T?w.nii.gz   the harmonized images, on each input's own grid"
+	@echo "  demo/participants.tsv, demo/logs/                 what was done to whom, settings, provenance"
+	@echo "Your own data: $(BIN)/mmh BIDS_DIR OUT_DIR participant -w WORK_DIR   ($(BIN)/mmh --help)"
+
+test: env-test  ## environment for the tests, unit tests and doctests
+	$(BIN)/python -m pytest -q -n $(JOBS)
+
+test-slow: env-test  ## the longer tests
+	$(BIN)/python -m pytest -q -n $(JOBS) -m slow
+
+test-real: env-test  ## the longer tests that need the data in $MMH_SHARED
+	@test -d "$(MMH_SHARED)/data" || { echo "error: no data under $(MMH_SHARED): set MMH_SHARED" >&2; exit 1; }
+	$(BIN)/python -m pytest -q -n $(JOBS) -m slow -k real
+
+lint: env-test  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: env-test  ## mypy
+	$(BIN)/mypy
+
+validate: env-test  ## BIDS validator on data/ds-sample
+	$(BIN)/bids-validator-deno data/ds-sample
+
+sample: env  ## make the sample dataset again and compare it with data/ds-sample, byte for byte
+	$(BIN)/mmh-simulate sample build/ds-sample --overwrite
+	@diff -r data/ds-sample build/ds-sample && echo "data/ds-sample: byte-identical" || { \
+	  echo "error: data/ds-sample differs from what mmh-simulate writes now;" \
+	    "if that is meant, copy build/ds-sample over it and commit" >&2; exit 1; }
+
+picture: env  ## the picture in the README
+	$(BIN)/python benchmarks/overview_picture.py
+
+benchmark-registration: env  ## affine registration against known transforms
+	$(BIN)/python benchmarks/registration.py
+
+benchmark-brain: env  ## brain masks against the truth
+	$(BIN)/python benchmarks/brain_extraction.py
+
+benchmark-time: env  ## wall time and peak memory of a head, by step
+	$(BIN)/python benchmarks/wall_time.py
+
+clean:  ## remove the environment and everything made here
+	rm -rf $(VENV) demo work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- the environment: made once, made again when the metadata or the pins change -------------------------------------
+
+env: torch $(VENV)/.installed
+env-test: torch $(VENV)/.installed-test
+
+# Without `--no-deps` torch's own packages would come from the given index, at other versions than the pinned ones. The
+# arguments are kept: another value later replaces the build, none leaves it alone.
+torch: | $(BIN)/python
+ifneq ($(strip $(TORCH_PIP_ARGS)),)
+	@if [ "$$(cat $(VENV)/.torch-args 2>/dev/null)" != '$(TORCH_PIP_ARGS)' ]; then \
+	  echo "installing torch with: $(TORCH_PIP_ARGS)"; \
+	  $(PIP) --no-deps --force-reinstall torch $(TORCH_PIP_ARGS) && echo '$(TORCH_PIP_ARGS)' > $(VENV)/.torch-args; \
+	fi
+endif
+
+# intensity-normalization asks for 3.11 but uses nothing that 3.10 lacks; its needs are in setup.cfg.
+FOR_310 = if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 11))'; then \
+	$(PIP) --no-deps --ignore-requires-python intensity-normalization; fi
+
+$(VENV)/.installed: $(METADATA) | torch
+	@echo "installing mmh_bids and what it needs (about 2 GB, some minutes)"
+	$(PIP) -e .
+	@$(FOR_310)
+	touch $@
+
+$(VENV)/.installed-test: $(METADATA) | torch
+	@echo "installing mmh_bids, what it needs and the test tools (about 2 GB, some minutes)"
+	$(PIP) -e '.[test]'
+	@$(FOR_310)
+	touch $@ $(VENV)/.installed
+
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10); do \
+	  if ! "$$python" -c '' 2>/dev/null; then reason="$$reason $$python: not found or broken;"; continue; fi; \
+	  if ! "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then \
+	    reason="$$reason $$python: older than 3.10;"; continue; fi; \
+	  if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	    reason="$$reason $$python: has no venv module (Debian, Ubuntu: install python3-venv);"; continue; fi; \
+	  echo "making $(VENV) with $$("$$python" --version)"; \
+	  exec "$$python" -m venv $(VENV); \
+	done; \
+	echo "error: no Python of 3.10 or newer with venv:$$reason install one, or name it: make PYTHON=/path/to/python3" >&2; \
+	exit 1

@@ -1,0 +1,87 @@
+"""For all tests: no cache of the user is read or written, one thread, no network lookups; and shared fixtures."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+_SANDBOX = "MMH_TEST_SANDBOX"
+_CACHES = (
+    "HOME", "MPLCONFIGDIR", "TEMPLATEFLOW_HOME", "NIPYPE_CONFIG_DIR", "XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME",
+)  # fmt: skip
+_REPO = Path(__file__).resolve().parents[1]
+
+
+def _enter_sandbox() -> bool:
+    """Point HOME and every cache into one temporary folder; True for the process that made (and removes) it.
+
+    Runs while this file is imported: nipype, matplotlib and templateflow look at these variables once, when they are
+    imported themselves. Worker processes of pytest-xdist inherit the folder of the process that started them.
+    """
+    if _SANDBOX in os.environ:
+        return False
+    folder = Path(tempfile.mkdtemp(prefix="mmh-tests-"))
+    os.environ[_SANDBOX] = str(folder)
+    for name in (
+        "HOME",
+        "MPLCONFIGDIR",
+        "TEMPLATEFLOW_HOME",
+        "NIPYPE_CONFIG_DIR",
+        "XDG_CACHE_HOME",
+        "TORCH_HOME",
+        "HF_HOME",
+    ):
+        place = folder / name.lower()
+        place.mkdir()
+        os.environ[name] = str(place)
+    os.environ.update(
+        OMP_NUM_THREADS="1",
+        NIPYPE_NO_ET="1",
+        NO_ET="1",
+        HF_HUB_OFFLINE="1",
+        TEMPLATEFLOW_AUTOUPDATE="0",
+        MPLBACKEND="Agg",
+    )
+    return True
+
+
+_OWNER = _enter_sandbox()
+
+import nibabel as nib  # noqa: E402 (after the sandbox)
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+
+def pytest_unconfigure():
+    """Remove the sandbox."""
+    if _OWNER:
+        shutil.rmtree(os.environ.pop(_SANDBOX), ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def repo_root():
+    """The checkout."""
+    return _REPO
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """Folder with ``labelmaps`` and ``real-multisite``: in MMH_SHARED, or in ``shared`` beside the checkout."""
+    folder = Path(os.environ.get("MMH_SHARED") or _REPO.parent / "shared") / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder} (set MMH_SHARED)")
+    return folder
+
+
+@pytest.fixture
+def make_nifti(tmp_path):
+    """``make_nifti(path, shape, dtype, affine, data)``: a NIfTI file, by default of ones; relative to `tmp_path`."""
+
+    def make(path="image.nii.gz", shape=(8, 9, 10), dtype=np.int16, affine=None, data=None):
+        path = tmp_path / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = np.ones(shape, dtype) if data is None else np.asarray(data, dtype)
+        nib.save(nib.Nifti1Image(values, np.eye(4) if affine is None else affine), path)
+        return path
+
+    return make
