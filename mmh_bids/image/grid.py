@@ -68,7 +68,8 @@ def resample(
     """
     from scipy.ndimage import affine_transform
 
-    matrix = voxel_map(source_affine, target_affine, target_to_source)
+    # rounded, or the first and last slice of a grid onto itself would lie 1e-16 voxels outside and become zero
+    matrix = np.round(voxel_map(source_affine, target_affine, target_to_source), 9)
     return affine_transform(
         np.asarray(data, dtype=np.float32),
         matrix[:3, :3],
