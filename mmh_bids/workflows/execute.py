@@ -182,6 +182,8 @@ class Executor:
             text = file.read_text(errors="replace")
             key = self._key(crashed_node(text))
             message = message_of(text, self.study.settings.work_dir)
+            if not message:
+                continue  # cut off by a full disk
             if key is None:
                 # the reference image's graph: it stops every image
                 for other in runs:
@@ -267,7 +269,7 @@ def crashed_node(text: str) -> str:
 
 
 def message_of(text: str, work_dir: Path) -> str:
-    """The error's own line from a text crash file: our message, or the kind and text of a foreign error.
+    """The error's own line from a text crash file: our message, or the kind and text of a foreign error, or nothing.
 
     >>> message_of("Traceback:\\n\\tmmh_bids.errors.ImageError: a.nii.gz: truncated; fetch it again\\n", Path("w"))
     'a.nii.gz: truncated; fetch it again'
@@ -282,4 +284,4 @@ def message_of(text: str, work_dir: Path) -> str:
     if full:
         return f"{work_dir}: {full[-1].strip()}; {_MORE_SPACE}"
     errors = re.findall(r"^\s*((?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*)$", text, re.MULTILINE)
-    return errors[-1].strip() if errors else "failed; see the crash file"
+    return errors[-1].strip() if errors else ""

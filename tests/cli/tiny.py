@@ -28,10 +28,10 @@ class Call:
     err: str
 
 
-def mmh(*words, env=None, **options):
-    """Run ``mmh`` with `words`; options go to `subprocess.run`."""
+def mmh(*words, env=None, before=(), **options):
+    """Run ``mmh`` with `words`, after the words `before`; options go to `subprocess.run`."""
     done = subprocess.run(
-        [sys.executable, "-m", "mmh_bids.cli.run", *map(str, words)],
+        [*before, sys.executable, "-m", "mmh_bids.cli.run", *map(str, words)],
         capture_output=True,
         text=True,
         check=False,
