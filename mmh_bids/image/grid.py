@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import nibabel as nib
 import numpy as np
@@ -56,8 +56,9 @@ def resample(
     target_affine: NDArray,
     target_to_source: NDArray | None = None,
     order: int = 1,
+    beyond: Literal["constant", "nearest"] = "constant",
 ) -> NDArray[np.float32]:
-    """Resample `data` (X, Y, Z) to another grid; zero outside the source's field of view.
+    """Resample `data` (X, Y, Z) to another grid.
 
     Parameters
     ----------
@@ -65,6 +66,8 @@ def resample(
         World map from the target's space to the source's (identity if None).
     order
         0 nearest, 1 linear, 3 cubic spline.
+    beyond
+        Outside the source's field of view: ``"constant"`` zero, ``"nearest"`` the value at its edge.
     """
     from scipy.ndimage import affine_transform
 
@@ -76,6 +79,7 @@ def resample(
         matrix[:3, 3],
         tuple(target_shape),
         order=order,
+        mode=beyond,
         cval=0.0,
     )
 

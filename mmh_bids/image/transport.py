@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from mmh_bids.image.grid import bounding_box, box_affine, resample
 from mmh_bids.image.intensity import MonotoneMap, fit_monotone_map
 
+#: Differences up to this share of the model's scale are float32 rounding, not a change.
+ROUNDING = 1e-7
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -128,14 +131,26 @@ def through_zero(curve: MonotoneMap, darkest: float, zero_in: float, zero_out: f
 def _resampled_rest(curve: MonotoneMap, model: ModelVolumes, affine: NDArray, inside: NDArray[np.bool_]) -> NDArray:
     """The part of the change that no single curve explains, at the native voxels `inside` (1-D float64).
 
-    Interpolation is normalised by the interpolated mask, so that the change does not fade towards the brain's edge.
+    Beyond the model's mask and grid the nearest brain's value goes on, so that the change neither fades towards the
+    brain's edge nor stops where the model grid cuts the brain.
     """
     rest = np.where(model.mask, model.after - curve(model.before.astype(np.float64)), 0.0).astype(np.float32)
-    if np.abs(rest).max(initial=0.0) == 0.0:
+    if np.abs(rest).max(initial=0.0) <= ROUNDING:
         return np.zeros(int(inside.sum()))
-    moved = resample(rest, model.affine, inside.shape, affine, model.native_to_mni)[inside].astype(np.float64)
-    weight = resample(model.mask.astype(np.float32), model.affine, inside.shape, affine, model.native_to_mni)[inside]
-    return np.where(weight > 0.05, moved / np.maximum(weight, 0.05), 0.0)
+    rest = _spread(rest, model.mask)
+    return resample(rest, model.affine, inside.shape, affine, model.native_to_mni, beyond="nearest")[inside]
+
+
+def _spread(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """`values` with those outside `mask` replaced by the one of the nearest voxel inside.
+
+    >>> _spread(np.array([[[0.0, 5.0, 7.0, 0.0, 0.0]]]), np.array([[[False, True, True, False, False]]]))
+    array([[[5., 5., 7., 7., 7.]]])
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    nearest = distance_transform_edt(~mask, return_distances=False, return_indices=True)
+    return values[tuple(nearest)]
 
 
 def _floored(values: NDArray, native: NDArray) -> NDArray:
