@@ -11,13 +11,16 @@ from mmh_bids.image.itk import single_thread, to_itk
 
 #: How far beyond the brain the field is modelled; farther out its value at that edge applies.
 MARGIN_MM = 12.0
+#: Voxel size of the fit. On simulated scans, white matter came out as uniform as with 4 mm, in a quarter of the time;
+#: fewer iterations or a looser threshold, in contrast, leave strong fields half corrected.
+FIT_MM = 6.0
 
 
 @single_thread
 def n4(
     data: NDArray[np.float32], mask: NDArray[np.bool_], affine: NDArray[np.float64], sloppy: bool = False
 ) -> NDArray[np.float32]:
-    """Estimate the bias field inside the brain on about 4 mm voxels and divide the whole image by it.
+    """Estimate the bias field inside the brain on about 6 mm voxels and divide the whole image by it.
 
     Parameters
     ----------
@@ -35,7 +38,7 @@ def n4(
     box = bounding_box(mask, margin=int(np.ceil(MARGIN_MM / zooms.min())))
     image = to_itk(data[box], box_affine(affine, box))
     usable = to_itk((mask & (data > 0))[box].astype(np.uint8), box_affine(affine, box))
-    shrink = [int(factor) for factor in np.clip(np.round(4.0 / zooms), 1, 8)]
+    shrink = [int(factor) for factor in np.clip(np.round(FIT_MM / zooms), 1, 12)]
     correct = sitk.N4BiasFieldCorrectionImageFilter()
     correct.SetMaximumNumberOfIterations([20] if sloppy else [50, 50, 50, 30])
     correct.Execute(sitk.Shrink(image, shrink), sitk.Shrink(usable, shrink))
