@@ -47,6 +47,9 @@ def _enter_sandbox() -> bool:
 
 _OWNER = _enter_sandbox()
 
+# `--doctest-modules` would import every conftest.py as a module of the same name
+collect_ignore_glob = ["*conftest.py"]
+
 import nibabel as nib  # noqa: E402 (after the sandbox)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
