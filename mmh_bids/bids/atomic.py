@@ -32,7 +32,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}{extension(path)}")
+    temporary = path.with_name(f"{temporary_prefix(os.getpid())}{secrets.token_hex(4)}{extension(path)}")
     try:
         yield temporary
         _flush_to_disk(temporary)
@@ -42,6 +42,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_prefix(pid: int) -> str:
+    """Start of the names of the temporary files that the process `pid` makes."""
+    return f".tmp-{pid}-"
 
 
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> Path:

@@ -252,8 +252,12 @@ def _flow(group: Any) -> None:
     add("--reports-only", action="store_true", help="write the reports again from existing derivatives")
     add("--boilerplate-only", action="store_true", help="write the methods text and citations only")
     add("--stop-on-first-crash", action="store_true", help="do not go on with other images after an error")
-    add("--resource-monitor", action="store_true", help="let Nipype record memory and CPU of every step")
-    add("--write-graph", action="store_true", help="write the workflow's graph to the logs")
+    add(
+        "--resource-monitor",
+        action="store_true",
+        help="let Nipype record memory and CPU of every step (WORK/mmh_wf/resource_monitor.json)",
+    )
+    add("--write-graph", action="store_true", help="write the workflow's graph to OUT/logs")
     add("--sloppy", action="store_true", help="fast and bad, for tests; stamped on the outputs")
     add("--notrack", action="store_true", help="accepted and without effect: nothing is ever sent anywhere")
     add("-v", "--verbose", action="count", help="more messages; -vv shows Nipype's")

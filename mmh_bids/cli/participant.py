@@ -163,9 +163,11 @@ def harmonize(jobs: Sequence[Job], study: Study, run_id: str) -> dict[str, str]:
                     shutil.rmtree(study.settings.work_dir / "mmh_wf" / f"{job.run.node_name}_wf", ignore_errors=True)
         if failed and study.settings.stop_on_first_crash:
             break
+    why = "the call stopped at the first error (--stop-on-first-crash)" if study.settings.stop_on_first_crash else ""
     for job in jobs:
-        if job.run.key not in failures and not executor.is_complete(job):
-            failures[job.run.key] = f"{job.run.path}: was not processed; run the same command again"
+        if not failures.get(job.run.key) and not executor.is_complete(job):
+            reason = f"was not processed{', as ' if why else ''}{why}"
+            failures[job.run.key] = f"{job.run.path}: {reason}; run the same command again"
     return failures
 
 

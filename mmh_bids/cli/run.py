@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mmh_bids.cli.environment import prepare_environment
 from mmh_bids.cli.parser import parse
@@ -20,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logger.setLevel(logging.INFO)
     logging.raiseExceptions = False  # a log on a full disk must not bury our message under tracebacks
+    listening = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _end_as_interrupted()) if listening else None
     try:
         settings = parse(argv)
         for name in ("mmh", "mmh_bids"):
@@ -28,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MmhError as error:
         logger.error("mmh: %s", error)
         code = error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         logger.error("mmh: interrupted; run the same command again to resume")
-        code = 130
+        code = 128 + (signal.SIGTERM if interrupt.args else signal.SIGINT)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         logger.error(
@@ -43,11 +48,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("%s", traceback.format_exc())
         logger.error("mmh: internal error; please report the lines above")
         code = EXIT_INTERNAL
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     logger.info("mmh: ends with exit code %d (%s)", code, _MEANING.get(code, "interrupted"))
     for handler in list(logger.handlers):  # the log file of this call
         logger.removeHandler(handler)
         handler.close()
     return code
+
+
+def _end_as_interrupted() -> Callable[..., None]:
+    """A handler of SIGTERM that ends the call as Ctrl-C does: without one, worker processes would be left behind."""
+    caller = os.getpid()
+
+    def handler(number: int, _frame: object) -> None:
+        if os.getpid() != caller:
+            os._exit(128 + number)  # a worker, forked with this handler: the caller cleans up after it
+        raise KeyboardInterrupt(number)
+
+    return handler
 
 
 _MEANING = {

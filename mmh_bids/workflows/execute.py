@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from traits.api import TraitError
 
-from mmh_bids.bids.atomic import atomic_write
+from mmh_bids.bids.atomic import atomic_write, temporary_prefix
 from mmh_bids.bids.derivatives import OutputPaths, sidecar_path
 from mmh_bids.errors import ImageError, UsageError
 from mmh_bids.settings import Settings
@@ -75,6 +76,9 @@ class Executor:
 
     def _execute(self, workflow: Any) -> Exception | None:
         """Run the graph; return what Nipype raised, which most often only repeats what its nodes did."""
+        before = Path.cwd()
+        # Nipype's resource monitor leaves files in the current folder, its workers start in it
+        os.chdir(self.study.settings.work_dir / "logs" / self.run_id)
         plugin = self._plugin()
         try:
             workflow.run(plugin=plugin)
@@ -86,10 +90,20 @@ class Executor:
                 worker.terminate()
             raise
         finally:
+            os.chdir(before)
             if isinstance(plugin, PatientMultiProc):
                 # after an error Nipype leaves it open: nothing may be written any more once we say how it ended
                 plugin.pool.shutdown(wait=True, cancel_futures=True)
+                self._sweep(plugin.worker_pids)
         return None
+
+    def _sweep(self, pids: Iterable[int]) -> None:
+        """Remove the half files that workers which were killed left in the output folder."""
+        for job in self._jobs.values():
+            paths = OutputPaths(self.study.settings.output_dir, job.run)
+            for folder in (paths.anat, paths.figures):
+                for path in [path for pid in pids for path in folder.glob(f"{temporary_prefix(pid)}*")]:
+                    path.unlink(missing_ok=True)
 
     def _of_work_dir(self, error: OSError) -> str:
         """What to say when Nipype itself cannot write; its own files all lie in the work directory."""
@@ -200,9 +214,13 @@ class Executor:
 
     def _write_graph(self, workflow: Any) -> None:
         folder = self.study.settings.output_dir / "logs"
-        workflow.write_graph(
-            dotfilename=str(folder / f"graph-{self.run_id}.dot"), graph2use="colored", simple_form=True
-        )
+        file = folder / f"graph-{self.run_id}.dot"
+        try:
+            workflow.write_graph(dotfilename=str(file), graph2use="colored", simple_form=True)
+        except OSError as error:
+            if not file.exists():
+                raise
+            logger.warning("--write-graph: %s is written, but not drawn (%s); install graphviz", file, error)
 
 
 def _route_nipype_log(file: Path, on_terminal: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +26,11 @@ class PatientMultiProc(MultiProcPlugin):
     """
 
     pool: ProcessPoolExecutor
+
+    def __init__(self, plugin_args: dict[str, Any] | None = None):
+        super().__init__(plugin_args=plugin_args)
+        #: Process ids of all workers there were: what killed ones left behind carries their number.
+        self.worker_pids: set[int] = set()
 
     def _async_callback(self, args: Future) -> None:
         if args.cancelled() or args.exception() is not None:
@@ -60,10 +66,12 @@ class PatientMultiProc(MultiProcPlugin):
     def _submit_job(self, node: Any, updatehash: bool = False) -> Any:
         self._renew_pool()  # a worker may have died since the results were looked at
         try:
-            return super()._submit_job(node, updatehash)
+            taskid = super()._submit_job(node, updatehash)
         except BrokenProcessPool:
             self._renew_pool()
-            return super()._submit_job(node, updatehash)
+            taskid = super()._submit_job(node, updatehash)
+        self.worker_pids.update(child.pid for child in multiprocessing.active_children() if child.pid)
+        return taskid
 
     def _renew_pool(self) -> None:
         """Replace the pool once; later jobs of the broken one find the new pool alive."""
