@@ -14,12 +14,17 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813  (the library's own short name)
 from numpy.typing import NDArray
 
+from mmh_bids.errors import ImageError
 from mmh_bids.image.grid import antialias, bounding_box, box_affine, resample
 from mmh_bids.image.itk import LPS, single_thread, to_itk
 
 #: Head poses tried when the first start measures badly, in degrees about the x (nod), y (tilt) and z (turn) axes.
 _POSES = [(x, y, z) for x in (-25, 0, 25) for y in (-20, 0, 20) for z in (-20, 0, 20)]
 GOOD_OVERLAP = 0.93
+#: Voxels of 4 mm that a mask must have, a cube of 2.4 cm: registration needs a shape.
+FEWEST_VOXELS = 200
+#: A transform that shrinks the brain's volume more than this is broken.
+SMALLEST_VOLUME_RATIO = 1e-3
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,18 @@ class Volume:
     affine: NDArray[np.float64]
 
     def reduced(self, size_mm: float) -> Volume:
-        """Cropped to the brain and resampled to isotropic voxels of `size_mm`, smoothed first."""
+        """Cropped to the brain and resampled to isotropic voxels of `size_mm`, smoothed first.
+
+        Raises
+        ------
+        ImageError
+            The mask is too small to be a brain.
+        """
+        if self.mask.sum() * abs(np.linalg.det(self.affine[:3, :3])) < FEWEST_VOXELS * 4.0**3:
+            raise ImageError(
+                "the brain mask is empty or a few millilitres small, which cannot be registered: check the brain "
+                "extraction, or give a mask with --derivatives"
+            )
         box = bounding_box(self.mask, margin=2)
         affine = box_affine(self.affine, box)
         zooms = np.linalg.norm(affine[:3, :3], axis=0)
@@ -227,8 +243,24 @@ def register_rigid(fixed: Volume, moving: Volume) -> tuple[NDArray[np.float64], 
 
 
 def read_matrix(path: str) -> NDArray[np.float64]:
-    """4x4 RAS+ world map of an ITK transform file; a non-linear one is reduced to its best affine in the brain."""
-    transform = sitk.ReadTransform(path)
+    """4x4 RAS+ world map of an ITK transform file; a non-linear one is reduced to its best affine in the brain.
+
+    Raises
+    ------
+    ImageError
+        No transform of three dimensions, or one that folds space flat.
+    """
+    try:
+        transform = sitk.ReadTransform(path)
+    except RuntimeError:
+        raise ImageError(f"{path}: missing, or no ITK transform; make it again, or drop its --derivatives") from None
+    matrix = _linear_part(transform) if transform.GetDimension() == 3 else np.zeros((4, 4))
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < SMALLEST_VOLUME_RATIO:
+        raise ImageError(f"{path}: this transform folds the brain flat; make it again, or drop its --derivatives")
+    return matrix
+
+
+def _linear_part(transform: sitk.Transform) -> NDArray[np.float64]:
     if transform.IsLinear():
         return matrix_of(transform)
     grid = np.stack(np.meshgrid(*[np.arange(-60.0, 61.0, 12.0)] * 3, indexing="ij"), -1).reshape(-1, 3)
