@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmh_bids.bids.run import Run
@@ -27,16 +27,24 @@ class Reusable:
     Attributes
     ----------
     mask
-        Brain mask in the space of the image or of the session's reference T1w.
+        Brain mask in the space of the image or of the participant's reference T1w.
     mask_xfm
-        ``from-orig_to-T1w`` transform, where that space is not the image's own.
+        ``from-orig_to-T1w`` transform of the same dataset, where that space is not the image's own.
     xfm
-        Transform from the image to an MNI152 template.
+        Transform from the image, or from the participant's reference T1w, to an MNI152 template.
+    xfm_orig
+        ``from-orig_to-T1w`` transform that comes before `xfm`, of the same dataset.
     """
 
     mask: Path | None = None
     mask_xfm: Path | None = None
     xfm: Path | None = None
+    xfm_orig: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """All that was found."""
+        return [path for path in (self.mask, self.mask_xfm, self.xfm, self.xfm_orig) if path is not None]
 
 
 def check_derivatives(derivatives: Sequence[tuple[str, str]]) -> None:
@@ -53,19 +61,24 @@ def find_reusable(run: Run, derivatives: Sequence[tuple[str, str]]) -> Reusable:
     (fMRIPrep drops ``run-`` where it merged runs). T2w images only take files that name T2w: a T1w's mask
     reaches them through the T1w.
     """
+    mask_ending = "_desc-brain_mask.nii.gz" if run.sequence == "T1w" else f"_desc-brain{run.sequence}_mask.nii.gz"
     found = Reusable()
     for _, folder in derivatives:
         files = _anat_files(Path(folder), run)
-        mask = found.mask or _best(
-            files, run, "_desc-brain_mask.nii.gz" if run.sequence == "T1w" else "_desc-brainT2w_mask.nii.gz"
-        )
-        xfm = found.xfm
-        for space in _SPACES:
-            for ending in (".txt", ".h5"):
-                xfm = xfm or _best(files, run, f"_from-{run.sequence}_to-{space}_mode-image_xfm{ending}")
-        orig = found.mask_xfm or (_best(files, run, "_from-orig_to-T1w_mode-image_xfm.txt") if mask else None)
-        found = Reusable(mask, orig, xfm)
+        # belongs to this dataset's mask and transform only, and fMRIPrep's T1w space knows no original T2w
+        orig = _best(files, run, "_from-orig_to-T1w_mode-image_xfm.txt") if run.sequence == "T1w" else None
+        mask, xfm = _best(files, run, mask_ending), _to_template(files, run)
+        if mask and not found.mask:
+            found = replace(found, mask=mask, mask_xfm=orig)
+        if xfm and not found.xfm:
+            found = replace(found, xfm=xfm, xfm_orig=orig)
     return found
+
+
+def _to_template(files: Sequence[Path], run: Run) -> Path | None:
+    """The transform to the nearest of `_SPACES`; an affine rather than a warp, which is only reduced to one."""
+    endings = (f"_from-{run.sequence}_to-{space}_mode-image_xfm{ext}" for space in _SPACES for ext in (".txt", ".h5"))
+    return next((path for path in (_best(files, run, ending) for ending in endings) if path), None)
 
 
 def _anat_files(root: Path, run: Run) -> list[Path]:

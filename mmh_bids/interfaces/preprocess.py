@@ -15,6 +15,7 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from mmh_bids import __version__
 from mmh_bids.errors import ImageError
 from mmh_bids.interfaces.child import run_child
 from mmh_bids.interfaces.files import load, save, save_json
@@ -22,6 +23,7 @@ from mmh_bids.interfaces.files import load, save, save_json
 
 class _CheckInput(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="the source image")
+    version = traits.Str(__version__, usedefault=True, desc="part of the hash: a new version runs every step again")
 
 
 class _CheckOutput(TraitedSpec):
@@ -234,6 +236,7 @@ class _RegisterInput(BaseInterfaceInputSpec):
     candidate_xfm = traits.Either(None, File(exists=True), desc="a transform to prefer if it measures as well")
     template_file = File(exists=True, desc="brain-only template; nilearn's ICBM152 2009a if not given")
     reused_xfm = File(exists=True, desc="a transform of another pipeline; taken as it is, nothing is registered")
+    reused_orig = File(exists=True, desc="transform from the image to where reused_xfm begins (from-orig_to-T1w)")
     sloppy = traits.Bool(False, usedefault=True)
 
 
@@ -264,7 +267,11 @@ class RegisterToTemplate(SimpleInterface):
         from mmh_bids.image.registration import Volume, read_matrix, register_affine, similarity
 
         if isdefined(self.inputs.reused_xfm):
-            return read_matrix(self.inputs.reused_xfm), {"Method": f"reused: {Path(self.inputs.reused_xfm).name}"}
+            matrix = read_matrix(self.inputs.reused_xfm)
+            if isdefined(self.inputs.reused_orig):
+                # ITK files map points the other way: template -> T1w space, then T1w space -> image
+                matrix = read_matrix(self.inputs.reused_orig) @ matrix
+            return matrix, {"Method": f"reused: {Path(self.inputs.reused_xfm).name}"}
         if isdefined(self.inputs.template_file):
             brain, grid = load(self.inputs.template_file)
         else:
@@ -319,6 +326,11 @@ class ModelGrid(SimpleInterface):
         smooth = antialias(data, affine, grid)
         volume = resample(smooth, affine, self.inputs.shape, grid, to_native)
         model_mask = resample(mask.astype(np.float32), affine, self.inputs.shape, grid, to_native) > 0.5
+        if not model_mask.any():
+            raise ImageError(
+                "the transform to the template carries the brain out of the model's grid: check the image's "
+                "orientation and its mask, or the transform that --derivatives gave"
+            )
         volume = np.where(model_mask, np.clip((volume - low) / (high - low), 0, 1), 0).astype(np.float32)
         inside = np.abs(np.linalg.det(voxel_map(affine, grid, to_native)[:3, :3])) * model_mask.sum() / mask.sum()
         cwd = Path(runtime.cwd)

@@ -194,7 +194,12 @@ def _preproc(path: Path, study: Study, reusable: Reusable, through_t1w: bool) ->
         lock_dir=str(study.lock_dir), sloppy=settings.sloppy, through_t1w=through_t1w,
         reuse_mask=reusable.mask is not None, reuse_xfm=reusable.xfm is not None,
     )  # fmt: skip
-    given = {"mask_file": reusable.mask, "mask_xfm": reusable.mask_xfm, "xfm_file": reusable.xfm}
+    given = {
+        "mask_file": reusable.mask,
+        "mask_xfm": reusable.mask_xfm,
+        "xfm_file": reusable.xfm,
+        "xfm_orig": reusable.xfm_orig,
+    }
     for name, file in given.items():
         if file is not None:
             setattr(workflow.inputs.inputnode, name, str(file))

@@ -55,8 +55,9 @@ def init_anat_preproc_wf(
         Source image.
     t1w_corrected, t1w_mask, t1w_xfm
         The T1w's outputs of the same names, with `through_t1w`.
-    mask_file, mask_xfm, xfm_file
-        Files of another pipeline, with `reuse_mask`/`reuse_xfm`.
+    mask_file, mask_xfm, xfm_file, xfm_orig
+        Files of another pipeline, with `reuse_mask`/`reuse_xfm`: mask and transform to the template, and the
+        transforms from the image to the space of each, where that is not the image's own.
 
     Outputs
     -------
@@ -70,7 +71,16 @@ def init_anat_preproc_wf(
     workflow = pe.Workflow(name=name)
     inputnode = pe.Node(
         niu.IdentityInterface(
-            fields=["in_file", "t1w_corrected", "t1w_mask", "t1w_xfm", "mask_file", "mask_xfm", "xfm_file"]
+            fields=[
+                "in_file",
+                "t1w_corrected",
+                "t1w_mask",
+                "t1w_xfm",
+                "mask_file",
+                "mask_xfm",
+                "xfm_file",
+                "xfm_orig",
+            ]
         ),
         name="inputnode",
     )
@@ -92,7 +102,7 @@ def init_anat_preproc_wf(
         (register, outputnode, [("xfm_file", "xfm"), ("facts", "xfm_facts")]),
     ])  # fmt: skip
     if reuse_xfm:
-        workflow.connect(inputnode, "xfm_file", register, "reused_xfm")
+        workflow.connect([(inputnode, register, [("xfm_file", "reused_xfm"), ("xfm_orig", "reused_orig")])])
 
     if reuse_mask:
         brain = pe.Node(ReuseMask(), name="reuse_mask", mem_gb=node_gb(3, volume_gb))

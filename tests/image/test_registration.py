@@ -81,6 +81,7 @@ def test_a_head_turned_far_is_found_by_more_starts(fixed):
     assert quality["Dice"] > 0.95
 
 
+@pytest.mark.slow
 def test_another_contrast(fixed):
     """T2w: what is bright becomes dark."""
     truth = about_the_centre((4, 3, -6), (-5, 10, 4))
@@ -99,6 +100,7 @@ def test_a_known_rigid_is_recovered(fixed):
     assert quality["Dice"] > 0.93
 
 
+@pytest.mark.slow
 def test_a_rigid_that_the_header_does_not_know(fixed):
     """Headers of two scanners: the identity is no start, the brains' centres are."""
     truth = about_the_centre((5, -3, 6), (70, -60, 50))
