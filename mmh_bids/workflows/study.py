@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmh_bids import __version__
+from mmh_bids.bids.derivatives import split_space
 from mmh_bids.bids.provenance import sha256_file
 from mmh_bids.bids.reuse import find_reusable
 from mmh_bids.bids.run import Run
-from mmh_bids.errors import UsageError
+from mmh_bids.errors import ImageError, UsageError
 from mmh_bids.harmonizers.base import find_method
 from mmh_bids.harmonizers.standard import bundle_standards
 from mmh_bids.image.grid import TEMPLATE_SPACE, template_path
@@ -71,12 +72,12 @@ class Study:
     @property
     def lock_dir(self) -> Path:
         """Where processes queue for a GPU; on a node's own disk, as the GPU is the node's."""
-        return Path(os.environ.get("TMPDIR", "/tmp")) / "mmh-locks"
+        # a folder for each user: nobody may write into another's
+        return Path(os.environ.get("TMPDIR") or "/tmp") / f"mmh-locks-{os.getuid()}"
 
     def fingerprint(self, run: Run, source_sha256: str, partner: str) -> str:
         """Hash of all that decides the outputs of `run`; `partner` stands for the T1w it may borrow from."""
-        reusable = find_reusable(run, self.settings.derivatives)
-        files = [path for path in (reusable.mask, reusable.mask_xfm, reusable.xfm) if path is not None]
+        files = find_reusable(run, self.settings.derivatives).files
         return self.settings.fingerprint(
             version=__version__,
             bundle=self.bundle.sha256,
@@ -116,44 +117,59 @@ def find_space(name: str, work_dir: Path) -> Space:
     Raises
     ------
     UsageError
-        The template is not on this machine.
+        The name is none, or the template is not on this machine.
     """
-    label, _, resolution = name.partition(":")
-    resolution = resolution.removeprefix("res-") or "1"
+    label, resolution = split_space(name)
+    resolution = resolution or "1"
     if label == TEMPLATE_SPACE and resolution == "1":
         return Space(f"{label}:res-1", template_path(), None)
-    home = Path(os.environ.get("TEMPLATEFLOW_HOME", work_dir / "caches" / "templateflow"))
-    folder = home / f"tpl-{label}"
+    home = Path(os.environ.get("TEMPLATEFLOW_HOME") or work_dir / "caches" / "templateflow")
     stem = f"tpl-{label}_res-{int(resolution):02d}" if resolution.isdigit() else f"tpl-{label}_res-{resolution}"
     brain, head, mask = (
-        folder / f"{stem}_{ending}" for ending in ("desc-brain_T1w.nii.gz", "T1w.nii.gz", "desc-brain_mask.nii.gz")
+        home / f"tpl-{label}" / f"{stem}_{ending}"
+        for ending in ("desc-brain_T1w.nii.gz", "T1w.nii.gz", "desc-brain_mask.nii.gz")
     )
-    for file in (brain, head if mask.is_file() else brain):
-        if file.is_file() and file.stat().st_size > 0:
-            return Space(
-                f"{label}:res-{resolution}",
-                file,
-                file if file == brain else _brain_only(head, mask, work_dir),
-            )
+    place = f"{label}:res-{resolution}"
+    if _usable(brain, name):
+        return Space(place, brain, brain)
+    if _usable(head, name) and _usable(mask, name):
+        return Space(place, head, _brain_only(head, mask, name, work_dir))
     raise UsageError(
-        f"--output-spaces {name}: {stem}_desc-brain_T1w.nii.gz is not under {home}; fetch it once "
+        f"--output-spaces {name}: {brain.name} is not under {home}; fetch it once "
         f"where there is a network (python -c \"import templateflow.api as t; t.get('{label}', "
         f'resolution={resolution})") and set TEMPLATEFLOW_HOME'
     )
 
 
-def _brain_only(head: Path, mask: Path, work_dir: Path) -> Path:
-    """The template's head within its mask, written once to the work directory."""
+def _usable(file: Path, name: str) -> bool:
+    """Whether a template's file is there; an empty one (a lazy TemplateFlow's placeholder) is as good as none."""
+    from mmh_bids.image.headers import examine
+
+    if not file.is_file() or file.stat().st_size == 0:
+        return False
+    verdict = examine(file)
+    if verdict.action != "harmonize":
+        raise UsageError(f"--output-spaces {name}: {file.parent}: {verdict.reason}")
+    return True
+
+
+def _brain_only(head: Path, mask: Path, name: str, work_dir: Path) -> Path:
+    """The template's head within its mask, written to the work directory when it is not there yet or is outdated."""
     import nibabel as nib
     import numpy as np
 
     from mmh_bids.bids.atomic import atomic_path
-    from mmh_bids.image.grid import open_nifti
+    from mmh_bids.image.volume import read_image
 
     path = work_dir / "templates" / head.name.replace("_T1w", "_desc-brain_T1w")
-    if not path.exists():
-        image = open_nifti(head)
-        brain = np.where(np.asanyarray(open_nifti(mask).dataobj) > 0, image.get_fdata(dtype=np.float32), 0)
-        with atomic_path(path) as temporary:
-            nib.Nifti1Image(brain.astype(np.float32), image.affine).to_filename(temporary)
+    newest = max(head.stat().st_mtime, mask.stat().st_mtime)
+    if path.exists() and path.stat().st_mtime >= newest:
+        return path
+    try:
+        image, inside = read_image(head), np.asanyarray(read_image(mask).dataobj) > 0
+    except ImageError as error:
+        raise UsageError(f"--output-spaces {name}: {error}") from None
+    brain = np.where(inside, np.asanyarray(image.dataobj), 0).astype(np.float32)
+    with atomic_path(path) as temporary:
+        nib.Nifti1Image(brain, image.affine).to_filename(temporary)
     return path
