@@ -7,6 +7,7 @@ kills one for lack of memory, the workflow lives on and can say so.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -72,7 +73,9 @@ def explain(task: str, returncode: int, stderr: str) -> str:
             "or lower --nprocs or --mem"
         )
     if returncode < 0:
-        return f"the {task} step ended by signal {signal.Signals(-returncode).name}; rerun with -vv and report it"
+        known = {int(member): member.name for member in signal.Signals}
+        name = known.get(-returncode, str(-returncode))
+        return f"the {task} step ended by signal {name}; rerun with -vv and report it"
     last = stderr.strip().splitlines()[-1] if stderr.strip() else "no message"
     return f"the {task} step ended with code {returncode}: {last}"
 
@@ -91,13 +94,20 @@ def resolve_device(asked: str) -> str:
     return asked
 
 
+def gpu_name(device: str) -> str:
+    """What the machine calls the GPU that this process calls ``cuda[:N]``: two jobs may see different ones as 0."""
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    index = int(device.partition(":")[2] or 0)
+    return visible[index] if index < len(visible) else str(index)
+
+
 def _one_at_a_time(device: str, lock_dir: str):
     """One process owns a GPU at a time: the others wait here rather than run out of its memory."""
     if device == "cpu":
         return nullcontext()
     from filelock import FileLock
 
-    return FileLock(Path(lock_dir) / f"{device.replace(':', '-')}.lock")
+    return FileLock(Path(lock_dir) / f"gpu-{gpu_name(device).replace('/', '-')}.lock")
 
 
 def brain(request: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +146,12 @@ def harmonize(request: dict[str, Any]) -> dict[str, Any]:
     return {"device": device, "keeps_input_scale": result.keeps_input_scale, "details": dict(result.details)}
 
 
-TASKS = {"brain": brain, "harmonize": harmonize}
+def device(request: dict[str, Any]) -> dict[str, Any]:
+    """Whether the device that was asked for is there."""
+    return {"device": resolve_device(request["device"])}
+
+
+TASKS = {"brain": brain, "harmonize": harmonize, "device": device}
 
 
 def main(argv: list[str]) -> int:
