@@ -84,7 +84,8 @@ def report(shape: tuple[int, ...], begun: float, ended: float, samples: list, lo
         if match:
             end = datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
             steps.append((end - float(match[3]), end, match[2]))
-    print(f"1 mm T1w head, {' x '.join(map(str, shape))} voxels\n\n| step | seconds | peak memory (GB) |\n|---|---|---|")
+    size = " x ".join(map(str, shape))
+    print(f"1 mm T1w head, {size} voxels\n\n| step | seconds | peak memory (GB) |\n|---|---|---|")
     first = min(start for start, _, _ in steps)
     last = max(end for _, end, _ in steps)
     print(f"| start-up, discovery, graph | {first - begun:.1f} | {peak(samples, begun, first):.2f} |")
