@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+
+from nipype.pipeline.plugins import LinearPlugin
 
 from mmh_bids import __version__
 from mmh_bids.bids.atomic import atomic_write
@@ -21,10 +24,12 @@ from mmh_bids.bids.table import dry_run_table
 from mmh_bids.bids.tsv import read_tsv
 from mmh_bids.cli import records
 from mmh_bids.cli.parser import available_gb
-from mmh_bids.errors import EXIT_NOTHING_TO_DO, EXIT_OK, EXIT_SOME_FAILED, UsageError
+from mmh_bids.errors import EXIT_NOTHING_TO_DO, EXIT_OK, EXIT_SOME_FAILED, ImageError, UsageError
+from mmh_bids.interfaces.child import run_child
 from mmh_bids.settings import Settings
 from mmh_bids.workflows.base import Job, without_partners
 from mmh_bids.workflows.execute import Executor, choose_plugin
+from mmh_bids.workflows.plugin import PatientMultiProc
 from mmh_bids.workflows.study import Study
 
 logger = logging.getLogger("mmh")
@@ -38,21 +43,25 @@ def run_participants(settings: Settings) -> int:
     started = datetime.now(timezone.utc)
     run_id = started.strftime("%Y%m%d-%H%M%S-%f")[:-2]
     check_derivatives(settings.derivatives)
-    choose_plugin(settings)
+    plugin, _ = choose_plugin(settings)
     study = Study.prepare(settings)
-    runs = discover(settings)
+    runs = of_reference_sequence(discover(settings), settings.target)
     jobs = {job.run.key: job for job in plan(runs, study)}
     runs = mark_done(runs, jobs, study)
     if settings.dry_run:
         print(dry_run_table(runs), end="")
         return EXIT_OK
+    if plugin in (PatientMultiProc, LinearPlugin):
+        check_device(settings)
+    if settings.reports_only and not (settings.output_dir / "logs" / "images.tsv").is_file():
+        raise UsageError(f"--reports-only: {settings.output_dir} holds no derivatives of mmh; leave the flag out")
     prepare_output(settings, run_id)
-    echo(settings, study, runs)
     if settings.boilerplate_only:
         records.write_boilerplate(settings, study, runs)
         return EXIT_OK
     if settings.reports_only:
         return records.write_reports(settings, study, runs, earlier_failures(settings))
+    echo(settings, study, runs)
     failures = harmonize([jobs[run.key] for run in runs if run.action == "harmonize"], study, run_id)
     statuses = [status_of(run, failures) for run in runs]
     code = EXIT_OK
@@ -64,6 +73,30 @@ def run_participants(settings: Settings) -> int:
     ):
         code = max(code, attempt(write, settings.output_dir))
     return conclude(statuses, code)
+
+
+def of_reference_sequence(runs: Sequence[Run], target: str) -> list[Run]:
+    """With a T1w as reference (``image:`` target) only T1w images are harmonized, with a T2w only T2w images."""
+    sequence = re.search(r"_(T[12]w)\.nii(\.gz)?$", target) if target.startswith("image:") else None
+    reason = f"the reference of --target image: is a {sequence[1]} image" if sequence else ""
+    return [
+        dataclasses.replace(run, action="skip", reason=reason)
+        if sequence and run.sequence != sequence[1] and run.action == "harmonize"
+        else run
+        for run in runs
+    ]
+
+
+def check_device(settings: Settings) -> None:
+    """Raise UsageError if a CUDA device is asked for by name that this machine does not have.
+
+    Plugins that send the steps to other machines are not asked: theirs may have it.
+    """
+    if settings.device.startswith("cuda"):
+        try:
+            run_child("device", {"device": settings.device}, settings.work_dir)
+        except ImageError as error:
+            raise UsageError(str(error)) from None
 
 
 def plan(runs: Sequence[Run], study: Study) -> list[Job]:

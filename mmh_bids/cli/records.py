@@ -80,11 +80,14 @@ def image_record(run: Run, settings: Settings, failures: Mapping[str, str]) -> I
 
 def write_reports(settings: Settings, study: Study, runs: Sequence[Run], failures: Mapping[str, str]) -> int:
     """One HTML page a participant, and the methods text; the exit code says whether all could be written."""
-    text = write_boilerplate(settings, study, runs)
+    write_boilerplate(settings, study, runs)
     software = software_versions()
     code = EXIT_OK
     for participant in dict.fromkeys(run.participant for run in runs):
-        records = [image_record(run, settings, failures) for run in runs if run.participant == participant]
+        own = [run for run in runs if run.participant == participant]
+        records = [image_record(run, settings, failures) for run in own]
+        # of the participant's images only: the page is the same whoever else was in the call
+        text = methods_text(methods_facts(settings, study, own))
         errors = [f"{record.key}: {record.reason}" for record in records if record.status == "failed"]
         try:
             write_participant_report(
@@ -109,11 +112,9 @@ def command_line(settings: Settings) -> str:
     return shlex.join(words + (["--sloppy"] if settings.sloppy else []))
 
 
-def write_boilerplate(settings: Settings, study: Study, runs: Iterable[Run]) -> str:
-    """Write logs/CITATION.*, return the methods text."""
-    facts = methods_facts(settings, study, runs)
-    write_citations(settings.output_dir / "logs", facts)
-    return methods_text(facts)
+def write_boilerplate(settings: Settings, study: Study, runs: Iterable[Run]) -> None:
+    """Write the methods text and its references, logs/CITATION.*."""
+    write_citations(settings.output_dir / "logs", methods_facts(settings, study, runs))
 
 
 def methods_facts(settings: Settings, study: Study, runs: Iterable[Run]) -> MethodsFacts:

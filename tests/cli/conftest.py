@@ -1,11 +1,15 @@
 """Fixtures around a tiny head; the functions that the tests call are in ``tiny.py``."""
 
 import json
+import logging
+import os
 import shutil
 
 import numpy as np
 import pytest
+from tiny import Call
 
+from mmh_bids.cli.run import main
 from mmh_bids.image.grid import load_template
 from mmh_bids.models.bundle import shipped_folder
 
@@ -37,6 +41,23 @@ def bundle(tmp_path_factory):
     }
     (folder / "bundle.json").write_text(json.dumps(card))
     return folder
+
+
+@pytest.fixture
+def here(capsys, monkeypatch):
+    """``mmh`` in this process, as `tiny.mmh`: for calls that end before anything is run."""
+    environment, level = dict(os.environ), logging.getLogger().level
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+
+    def call(*words):
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        return Call(code, *capsys.readouterr())
+
+    yield call
+    os.environ.clear()
+    os.environ.update(environment)
+    logging.basicConfig(force=True, level=level, handlers=[logging.NullHandler()])
 
 
 @pytest.fixture(scope="session")

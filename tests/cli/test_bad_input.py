@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -25,15 +26,13 @@ BAD = {
     "closed": ("failed", ("no permission to read", "change the file's permissions")),
 }
 UNBOUND = "permissions do not count for root, and setpriv is not here to make them"
-GOOD = ("good", "spurious", "slope")
+GOOD = ("spurious",)
 
 
 def _write_bad(root, brain):
     data, affine = brain
     fine = image(data * 800, affine)
     path = {label: root / f"sub-{label}/anat/sub-{label}_T1w.nii.gz" for label in (*BAD, *GOOD)}
-    save(fine, path["good"])
-    save(image(data * 800, affine, "LPS", slope=0.25), path["slope"])
     whole = save(fine, path["truncated"]).read_bytes()
     path["truncated"].write_bytes(whole[: len(whole) // 2])
     path["text"].parent.mkdir(parents=True)
@@ -51,6 +50,8 @@ def _write_bad(root, brain):
     colour["R"] = data * 255
     save(nib.Nifti1Image(colour, affine), path["rgb"])
     save(fine, path["closed"]).chmod(0)
+    save(image(data * 0, affine), root / "sub-lone/anat/sub-lone_T1w.nii.gz")
+    save(image(np.where(data > 0, 1.2 - data, 0) * 500, affine), root / "sub-lone/anat/sub-lone_T2w.nii.gz")
     return path
 
 
@@ -92,11 +93,11 @@ def study(tmp_path_factory, brain, quick, bound):
 
 def test_the_call_fails_and_says_so(study, bound):
     _, _, call, _ = study
-    n_failed = sum(status == "failed" for status, _ in BAD.values()) - (bound is None)
+    n_failed = sum(status == "failed" for status, _ in BAD.values()) + 1 - (bound is None)
     assert call.code == 1
     assert call.err.rstrip().splitlines()[-1].startswith("mmh: ends with exit code 1")
     assert "Traceback" not in call.err + call.out
-    assert f"3 image(s) harmonized, {n_failed} failed, 1 skipped" in call.err
+    assert f"2 image(s) harmonized, {n_failed} failed, 1 skipped" in call.err
 
 
 @pytest.mark.parametrize("label", BAD)
@@ -133,18 +134,21 @@ def test_other_images_are_done(study, label):
     assert _table(out / "participants.tsv", "participant_id")[f"sub-{label}"]["status"] == "done"
 
 
-def test_stored_numbers_are_scaled_by_slope_and_intercept(study):
-    _, out, _, _ = study
-    made = {
-        label: np.asanyarray(
-            nib.as_closest_canonical(nib.load(out / f"sub-{label}/anat/sub-{label}_desc-preproc_T1w.nii.gz")).dataobj
-        )
-        for label in ("good", "slope")
-    }
-    # the same head, once rounded to 1 and once to 0.25: after the same bias correction they still differ by rounding
-    inside = made["good"] > 0
-    assert inside.sum() > 20000
-    assert np.median(np.abs(made["slope"] - made["good"])[inside]) < 1.0
+def test_t2w_goes_on_alone_when_its_t1w_fails(study, here, brain, quick):
+    root, out, call, _ = study
+    assert "sub-lone_T1w: FAILED: " in call.err and "sub-lone_T2w: FAILED" not in call.err
+    row = _table(out / "participants.tsv", "participant_id")["sub-lone"]
+    assert (row["status"], row["n_images"]) == ("partial", "1") and "every voxel is 0" in row["message"]
+    facts = json.loads((out / "sub-lone/anat/sub-lone_desc-harmonized_T2w.json").read_text())["Harmonization"]
+    assert "DiceWithT1w" not in facts["BrainExtraction"]
+    # until the T1w is mended the T2w stays as it is; then it is done again, as it can borrow from it
+    words = (root, out, "participant", "-w", out.parent / "work", "-d", out.parent / "known", *quick, "--dry-run")
+    actions = [line.split("\t")[5].strip() for line in here(*words, "--participant-label", "lone").out.splitlines()]
+    assert actions == ["action", "harmonize", "done"]
+    data, affine = brain
+    save(image(data * 500, affine), root / "sub-lone/anat/sub-lone_T1w.nii.gz")
+    actions = [line.split("\t")[5].strip() for line in here(*words, "--participant-label", "lone").out.splitlines()]
+    assert actions == ["action", "harmonize", "harmonize"]
 
 
 def test_nothing_half_written_is_left(study):
@@ -155,15 +159,15 @@ def test_nothing_half_written_is_left(study):
 def test_crash_files_lie_with_their_participant(study):
     _, out, _, _ = study
     crashed = {path.parents[2].name for path in out.glob("sub-*/log/*/crash-*.txt")}
-    assert crashed == {"sub-truncated", "sub-zeros", "sub-nan"}
+    assert crashed == {"sub-truncated", "sub-zeros", "sub-nan", "sub-lone"}
 
 
 # ---- the call as a whole ------------------------------------------------------------------------------------
 
 
-def _rejected(code, *words, **options):
-    """Call the command; return its one line of complaint."""
-    call = mmh(*words, **options)
+def _rejected(call, code, *words):
+    """Call the command by `call`; return its one line of complaint."""
+    call = call(*words)
     assert call.code == code, call.err
     lines = call.err.strip().splitlines()
     assert len(lines) == 2, call.err
@@ -184,36 +188,36 @@ def _tree(root):
     return sorted(path.relative_to(root) for path in root.rglob("*"))
 
 
-def test_dataset_that_is_a_file(tmp_path):
+def test_dataset_that_is_a_file(tmp_path, here):
     file = tmp_path / "raw.zip"
     file.write_text("x")
-    line = _rejected(2, file, tmp_path / "out", "participant", "-w", tmp_path / "work")
+    line = _rejected(here, 2, file, tmp_path / "out", "participant", "-w", tmp_path / "work")
     assert f"{file}: is not a directory" in line and "give the root of a BIDS dataset" in line
     assert not (tmp_path / "out").exists()
 
 
-def test_dataset_that_does_not_exist(tmp_path):
-    line = _rejected(2, tmp_path / "raw", tmp_path / "out", "participant", "-w", tmp_path / "work")
+def test_dataset_that_does_not_exist(tmp_path, here):
+    line = _rejected(here, 2, tmp_path / "raw", tmp_path / "out", "participant", "-w", tmp_path / "work")
     assert "raw: does not exist" in line and not (tmp_path / "out").exists()
 
 
-def test_no_dataset_description(dataset, tmp_path):
+def test_no_dataset_description(dataset, tmp_path, here):
     (dataset / "dataset_description.json").unlink()
-    line = _rejected(2, dataset, tmp_path / "out", "participant", "-w", tmp_path / "work")
+    line = _rejected(here, 2, dataset, tmp_path / "out", "participant", "-w", tmp_path / "work")
     assert f"{dataset}: no dataset_description.json" in line and '"BIDSVersion"' in line
     assert not (tmp_path / "out").exists()
 
 
-def test_no_t1w_or_t2w(dataset, tmp_path):
+def test_no_t1w_or_t2w(dataset, tmp_path, here):
     (dataset / "sub-01/anat/sub-01_T1w.nii.gz").rename(dataset / "sub-01/anat/sub-01_FLAIR.nii.gz")
-    line = _rejected(3, dataset, tmp_path / "out", "participant", "-w", tmp_path / "work")
+    line = _rejected(here, 3, dataset, tmp_path / "out", "participant", "-w", tmp_path / "work")
     assert f"{dataset}: no image found" in line and "looked for sub-*/[ses-*/]anat/*_T1w.nii[.gz]" in line
 
 
-def test_nothing_but_a_4d_image(dataset, tmp_path, brain):
+def test_nothing_but_a_4d_image(dataset, tmp_path, brain, here):
     data, affine = brain
     save(image(np.stack([data] * 3, -1) * 800, affine), dataset / "sub-01/anat/sub-01_T1w.nii.gz")
-    call = mmh(dataset, tmp_path / "out", "participant", "-w", tmp_path / "work")
+    call = here(dataset, tmp_path / "out", "participant", "-w", tmp_path / "work")
     assert call.code == 3
     assert "sub-01_T1w.nii.gz: 4D image (49 x 58 x 47 x 3)" in call.err
     row = _table(tmp_path / "out/participants.tsv", "participant_id")["sub-01"]
@@ -221,52 +225,53 @@ def test_nothing_but_a_4d_image(dataset, tmp_path, brain):
     assert "4D image" in (tmp_path / "out/sub-01.html").read_text()
 
 
-def test_unknown_participant_names_the_nearest(dataset, tmp_path):
+def test_unknown_participant_names_the_nearest(dataset, tmp_path, here):
     words = (dataset, tmp_path / "out", "participant", "-w", tmp_path / "work", "--participant-label", "1")
-    line = _rejected(2, *words)
+    line = _rejected(here, 2, *words)
     assert "--participant-label 1: not in" in line and line.endswith("nearest: 01")
 
 
 @pytest.mark.parametrize("place", ["", "out", "sub-01/anat", "derivatives"])
-def test_output_inside_the_dataset(dataset, tmp_path, place):
+def test_output_inside_the_dataset(dataset, tmp_path, place, here):
     before = _tree(dataset)
-    line = _rejected(2, dataset, dataset / place, "participant", "-w", tmp_path / "work")
+    line = _rejected(here, 2, dataset, dataset / place, "participant", "-w", tmp_path / "work")
     assert "lies inside the dataset" in line and str(dataset / "derivatives" / "mmh") in line
     assert _tree(dataset) == before
 
 
-def test_output_inside_the_dataset_through_a_link(dataset, tmp_path):
+def test_output_inside_the_dataset_through_a_link(dataset, tmp_path, here):
     (tmp_path / "link").symlink_to(dataset)
-    line = _rejected(2, dataset, tmp_path / "link" / "out", "participant", "-w", tmp_path / "work")
+    line = _rejected(here, 2, dataset, tmp_path / "link" / "out", "participant", "-w", tmp_path / "work")
     assert "lies inside the dataset" in line
 
 
-def test_output_under_derivatives_is_allowed(dataset, tmp_path):
-    call = mmh(dataset, dataset / "derivatives/mmh", "participant", "-w", tmp_path / "work", "--boilerplate-only")
+def test_output_under_derivatives_is_allowed(dataset, tmp_path, here):
+    call = here(dataset, dataset / "derivatives/mmh", "participant", "-w", tmp_path / "work", "--boilerplate-only")
     assert call.code == 0, call.err
     assert (dataset / "derivatives/mmh/logs/CITATION.md").is_file()
 
 
-def test_work_directory_inside_the_dataset(dataset, tmp_path):
+def test_work_directory_inside_the_dataset(dataset, tmp_path, here, monkeypatch):
     before = _tree(dataset)
-    line = _rejected(2, dataset, tmp_path / "out", "participant", "-w", dataset / "work")
+    line = _rejected(here, 2, dataset, tmp_path / "out", "participant", "-w", dataset / "work")
     assert f"--work-dir {dataset / 'work'}: lies inside the dataset" in line and "outside" in line
-    line = _rejected(2, dataset, tmp_path / "out", "participant", cwd=dataset)
+    monkeypatch.chdir(dataset)
+    line = _rejected(here, 2, dataset, tmp_path / "out", "participant")
     assert "lies inside the dataset" in line
     assert _tree(dataset) == before
 
 
-def test_work_directory_is_the_output_folder(dataset, tmp_path):
-    line = _rejected(2, dataset, tmp_path / "out", "participant", "-w", tmp_path / "out")
+def test_work_directory_is_the_output_folder(dataset, tmp_path, here):
+    line = _rejected(here, 2, dataset, tmp_path / "out", "participant", "-w", tmp_path / "out")
     assert "choose another" in line and not (tmp_path / "out").exists()
 
 
-def test_output_that_is_a_file_or_holds_another_dataset(dataset, tmp_path):
+def test_output_that_is_a_file_or_holds_another_dataset(dataset, tmp_path, here):
     (tmp_path / "out").write_text("x")
-    line = _rejected(2, dataset, tmp_path / "out", "participant", "-w", tmp_path / "work")
+    line = _rejected(here, 2, dataset, tmp_path / "out", "participant", "-w", tmp_path / "work")
     assert f"{tmp_path / 'out'}: cannot be written" in line and "choose another output folder" in line
     other = describe(tmp_path / "other", GeneratedBy=[{"Name": "fMRIPrep"}])
-    line = _rejected(2, dataset, other, "participant", "-w", tmp_path / "work")
+    line = _rejected(here, 2, dataset, other, "participant", "-w", tmp_path / "work")
     assert "holds the dataset of fMRIPrep" in line
     assert [path.name for path in other.iterdir() if path.name != "logs"] == ["dataset_description.json"]
 
@@ -277,13 +282,15 @@ def test_output_that_is_a_file_or_holds_another_dataset(dataset, tmp_path):
 def test_no_permission_to_write_the_output_or_the_work_directory(dataset, tmp_path, bound):
     if bound is None:
         pytest.skip(UNBOUND)
+
+    def closed_call(*words):
+        return mmh(*words, before=bound)
+
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
-    line = _rejected(2, dataset, closed / "out", "participant", "-w", tmp_path / "work", before=bound)
+    line = _rejected(closed_call, 2, dataset, closed / "out", "participant", "-w", tmp_path / "work")
     assert f"{closed / 'out'}: cannot be written (Permission denied); choose another output folder" in line
-    line = _rejected(2, dataset, closed, "participant", "-w", tmp_path / "work", before=bound)
-    assert f"{closed}: cannot be written (Permission denied)" in line
-    line = _rejected(2, dataset, tmp_path / "out", "participant", "-w", closed / "work", before=bound)
+    line = _rejected(closed_call, 2, dataset, tmp_path / "out", "participant", "-w", closed / "work")
     assert f"--work-dir {closed / 'work'}: cannot be written (Permission denied)" in line
 
 
@@ -339,7 +346,7 @@ def _first_done_second_failed(call, out, words):
 
 def test_disk_of_the_output_is_full(study, pair, small_disk, tmp_path, quick):
     (_, made, _, _), (root, known) = study, pair
-    out = small_disk(int(1.4 * _kilobytes(made.glob("sub-good/**/*"))) + 60) / "out"
+    out = small_disk(int(1.4 * _kilobytes(made.glob("sub-spurious/**/*"))) + 60) / "out"
     call = mmh(root, out, "participant", "-w", tmp_path / "work", "-d", known, *quick, "--nprocs", 1)
     _first_done_second_failed(call, out, [str(out / "sub-02")])
 
@@ -348,7 +355,7 @@ def test_disk_of_the_output_is_full(study, pair, small_disk, tmp_path, quick):
 def test_disk_of_the_work_directory_is_full(study, pair, small_disk, tmp_path, quick):
     (_, made, _, _), (root, known) = study, pair
     work = made.parent / "work"
-    one = _kilobytes([*work.glob("mmh_wf/sub_good_T1w_wf/**/*"), *work.glob("caches/**/*")])
+    one = _kilobytes([*work.glob("mmh_wf/sub_spurious_T1w_wf/**/*"), *work.glob("caches/**/*")])
     disk, out = small_disk(int(1.3 * one) + 100), tmp_path / "out"
     call = mmh(root, out, "participant", "-w", disk, "-d", known, *quick, "--nprocs", 1)
     _first_done_second_failed(call, out, [str(disk), "--work-dir"])
