@@ -217,14 +217,15 @@ class CoregisterT2w(SimpleInterface):
         facts = dict(self.inputs.facts) | {"DiceWithT1w": quality["Dice"]}
         self._results.update(mask_file=self.inputs.mask_file, candidate_xfm=None, facts=facts)
         moved = resample(t1w_mask.astype(np.float32), t1w_affine, t2w.shape, affine, to_t1w) > 0.5
-        stripped = facts["InputSkullStripped"]
+        # the support of a stripped image is its brain, and a mask that was given is what the user wants
+        keep_own = facts["InputSkullStripped"] or facts["Method"].startswith("reused")
         if quality["Dice"] >= self.LEAST_DICE and moved.any():
             # template -> T1w, then T1w -> T2w
             matrix = np.linalg.inv(to_t1w) @ read_matrix(self.inputs.t1w_xfm)
             path = Path(runtime.cwd) / "candidate_xfm.txt"
             sitk.WriteTransform(itk_affine(matrix), str(path))
             self._results["candidate_xfm"] = str(path)
-            if not stripped:
+            if not keep_own:
                 facts.update(Method="T1w mask through a rigid registration", Volume=round(volume_ml(moved, affine), 1))
                 self._results["mask_file"] = save(moved, affine, Path(runtime.cwd) / "mask.nii")
         return runtime

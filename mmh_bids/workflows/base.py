@@ -42,7 +42,7 @@ def init_mmh_wf(jobs: Sequence[Job], study: Study, name: str = "mmh_wf") -> pe.W
         sequence: init_reference_wf(study, sequence) for sequence in sorted({job.run.sequence for job in jobs})
     }  # fmt: skip
     for job in sorted(jobs, key=lambda job: job.run.sequence):
-        partner = built.get(job.partner) if job.partner else None
+        partner = built.get(job.partner) if job.partner and _has_to_borrow(job.run, study) else None
         image_wf = init_image_wf(job, study, through_t1w=partner is not None)
         built[job.run.key] = image_wf
         workflow.add_nodes([image_wf])
@@ -57,6 +57,12 @@ def init_mmh_wf(jobs: Sequence[Job], study: Study, name: str = "mmh_wf") -> pe.W
                 ("model_grid.out_file", "inputnode.reference"), ("model_grid.mask_file", "inputnode.reference_mask"),
             ])])  # fmt: skip
     return workflow
+
+
+def _has_to_borrow(run: Run, study: Study) -> bool:
+    """Whether a T1w can give the run anything: not if another pipeline left it both a mask and a transform."""
+    reusable = find_reusable(run, study.settings.derivatives)
+    return reusable.mask is None or reusable.xfm is None
 
 
 def init_reference_wf(study: Study, sequence: str) -> pe.Workflow:

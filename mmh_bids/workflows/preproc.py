@@ -13,7 +13,7 @@ from mmh_bids.interfaces.preprocess import (
     RegisterToTemplate,
     ReuseMask,
 )
-from mmh_bids.workflows.resources import NETWORK_GB, node_gb
+from mmh_bids.workflows.resources import BASE_GB, NETWORK_GB, node_gb
 
 
 def init_anat_preproc_wf(
@@ -118,8 +118,8 @@ def init_anat_preproc_wf(
                 lock_dir=lock_dir,
             ),
             name="extract_brain",
-            mem_gb=node_gb(8, volume_gb, base=NETWORK_GB),
-            n_procs=omp_nthreads,
+            mem_gb=node_gb(8, volume_gb, base=NETWORK_GB if skull_strip != "skip" else BASE_GB),
+            n_procs=omp_nthreads if skull_strip != "skip" else 1,
         )
     workflow.connect(check, "out_file", brain, "in_file")
 

@@ -275,10 +275,17 @@ def test_a_t2w_borrows_mask_and_transform(tmp_path, pair):
 
 
 @pytest.mark.slow
-def test_a_stripped_t2w_keeps_its_own_mask(tmp_path, pair):
-    out, files = coregistered(tmp_path, pair, FACTS | {"Method": "support", "InputSkullStripped": True})
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"Method": "support", "InputSkullStripped": True},
+        {"Method": "reused: a.nii.gz", "InputSkullStripped": False},
+    ],
+)
+def test_a_stripped_t2w_and_one_whose_mask_was_given_keep_theirs(tmp_path, pair, own):
+    out, files = coregistered(tmp_path, pair, FACTS | own)
     assert out.mask_file == files["own"]
-    assert out.facts["Method"] == "support"
+    assert out.facts["Method"] == own["Method"]
     assert out.candidate_xfm
 
 
