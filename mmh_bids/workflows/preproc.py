@@ -88,7 +88,8 @@ def init_anat_preproc_wf(
         niu.IdentityInterface(fields=["canonical", "corrected", "mask", "mask_facts", "xfm", "xfm_facts"]),
         name="outputnode",
     )
-    check = pe.Node(CheckImage(), name="check", mem_gb=node_gb(3, volume_gb))
+    # a float64 source is two float32 copies before it becomes one
+    check = pe.Node(CheckImage(), name="check", mem_gb=node_gb(4, volume_gb))
     correct_bias = pe.Node(
         CorrectBias(method=bias_correction, sloppy=sloppy), name="correct_bias", mem_gb=node_gb(7, volume_gb)
     )
