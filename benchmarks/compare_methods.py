@@ -195,6 +195,16 @@ def table(result: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def best(result: dict[str, dict[str, Any]]) -> str:
+    """The method whose ``within``, averaged over the sequences, is smallest."""
+    sums: dict[str, float] = {}
+    for methods in result.values():
+        for method, values in methods.items():
+            sums[method] = sums.get(method, 0.0) + values["within"] / len(result)
+    name = min(sums, key=lambda method: sums[method])
+    return f"{name} ({', '.join(f'{method} {value:.4f}' for method, value in sums.items())})"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", metavar="OUT", nargs="+", type=Path)
@@ -205,6 +215,7 @@ def main() -> int:
         print(f"no *{_ENDING}T1w/T2w images of two or more sessions that all folders have", file=sys.stderr)
         return 3
     print(table(result))
+    print(f"\nsmallest mean of within over the sequences: {best(result)}")
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0

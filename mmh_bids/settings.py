@@ -41,7 +41,7 @@ class Settings:
     site_from: str = "auto"
     site_column: str = "site"
     # processing
-    method: str = "nyul"
+    method: str = "zscore"
     model: str = "classic"
     target: str = "unified"
     skull_strip: str = "auto"

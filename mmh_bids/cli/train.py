@@ -30,6 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
     standards.add_argument("derivatives", metavar="DERIVATIVE_DIR", nargs="+", type=Path, help="output folder of mmh")
     standards.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="folder of the new bundle")
     standards.add_argument("--name", default="classic", help="name of the bundle (default %(default)s)")
+    standards.add_argument(
+        "--site-targets",
+        metavar="SITE",
+        nargs="*",
+        help="sites to keep as targets (default: all; none given: unified only)",
+    )
+    standards.add_argument("--source", metavar="TEXT", default="", help="where the images come from, for the card")
     standards.add_argument("--overwrite", action="store_true", help="replace the bundle that is in FOLDER")
     standards.set_defaults(run=_standards)
     return parser
@@ -38,7 +45,14 @@ def build_parser() -> argparse.ArgumentParser:
 def _standards(options: argparse.Namespace) -> None:
     from mmh_bids.training.standards import train_standards
 
-    bundle = train_standards(options.derivatives, options.output, options.name, options.overwrite)
+    bundle = train_standards(
+        options.derivatives,
+        options.output,
+        options.name,
+        options.overwrite,
+        site_targets=options.site_targets,
+        source=options.source,
+    )
     sequences, targets = ", ".join(bundle.sequences), ", ".join(bundle.targets())
     print(f"{bundle.folder}: bundle {bundle.name} for {sequences}, targets {targets}")
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 STRIPPED_ML = (500.0, 2200.0)
 #: Share of voxels that are exact background in a stripped image.
 STRIPPED_BACKGROUND = 0.3
+#: Depths below the brain's surface, in units of the brain's extent: cortex with its sulci, and white matter.
+SHALLOW, DEEP = (0.015, 0.06), 0.1
 #: Dice between the image's support and the network's brain from which on the support is the brain.
 STRIPPED_DICE = 0.88
 
@@ -16,7 +18,7 @@ STRIPPED_DICE = 0.88
 def volume_ml(mask: NDArray[np.bool_], affine: NDArray) -> float:
     """Volume of the mask in millilitres.
 
-    >>> volume_ml(np.ones((10, 10, 10), bool), np.diag([2.0, 2, 2, 1]))
+    >>> round(volume_ml(np.ones((10, 10, 10), bool), np.diag([2.0, 2, 2, 1])), 6)
     8.0
     """
     return float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
@@ -60,3 +62,41 @@ def is_stripped(candidate: NDArray[np.bool_], network: NDArray[np.bool_] | None,
         return True
     dice = 2 * (candidate & network).sum() / (candidate.sum() + network.sum())
     return bool(dice >= STRIPPED_DICE)
+
+
+def fluid_is_dark(data: NDArray, brain: NDArray[np.bool_]) -> bool:
+    """Whether the contrast is T1w's (fluid darkest, white matter brightest) rather than T2w's.
+
+    White matter lies deep, cortex with its sulci shallow; the medians of the two depths tell which is brighter. On
+    the heads measured their ratio was 1.16 to 2.0 for T1w and 0.58 to 0.84 for T2w. A head whose white matter is
+    not myelinated yet counts as not dark.
+
+    Parameters
+    ----------
+    data
+        (X, Y, Z), any unit.
+    brain
+        (X, Y, Z) bool, roughly the brain; the voxels need not be cubes, for depth is measured in units of the
+        brain's extent along each axis.
+
+    Returns
+    -------
+    False also where the mask is empty or too thin to have a depth.
+
+    >>> z, y, x = np.mgrid[-20:21, -20:21, -20:21] / 18
+    >>> radius = np.sqrt(x**2 + y**2 + z**2)
+    >>> fluid_is_dark(2 - radius, radius < 1), fluid_is_dark(1 + radius, radius < 1)
+    (True, False)
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    if not brain.any():
+        return False
+    corners = [np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis})))[[0, -1]] for axis in range(3)]
+    box = tuple(slice(int(first), int(last) + 1) for first, last in corners)
+    # the border of padding is outside: a brain cut by the field of view has a surface there too
+    padded = np.pad(brain[box], 1)
+    depth = distance_transform_edt(padded, sampling=[1 / (n - 2) for n in padded.shape])[1:-1, 1:-1, 1:-1]
+    values = data[box]
+    shallow, deep = values[(depth > SHALLOW[0]) & (depth < SHALLOW[1])], values[depth > DEEP]
+    return bool(shallow.size and deep.size and np.median(deep) > np.median(shallow))

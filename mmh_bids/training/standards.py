@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,11 +119,17 @@ def train_standards(
     name: str,
     overwrite: bool = False,
     tell: Callable[[str], None] = print,
+    site_targets: Iterable[str] | None = None,
+    source: str = "",
 ) -> Bundle:
     """Learn from the images under `folders` and write the bundle `name` to the folder `output`.
 
     Parameters
     ----------
+    site_targets
+        Sites to keep as targets; all of them count for ``unified`` all the same. None keeps every site.
+    source
+        Where the images come from, for the card.
     tell
         Called with one line of progress an image.
 
@@ -140,10 +146,27 @@ def train_standards(
         measured[sample] = measure(sample)
         tell(f"{number}/{len(samples)} {sample.path.name} (site {sample.site or 'unknown'})")
     learned = learn(measured)
+    if site_targets is not None:
+        learned = keep_sites(learned, list(site_targets))
     data = "Images preprocessed by mmh: " + ", ".join(
         f"{sum(one.sequence == sequence for one in measured)} {sequence}" for sequence in learned
     )
-    return write_standards(output, name, learned, measured, data, overwrite=overwrite)
+    return write_standards(output, name, learned, measured, f"{data}. {source}".strip(), overwrite=overwrite)
+
+
+def keep_sites(learned: Mapping[str, Mapping[str, Standard]], sites: Sequence[str]) -> dict[str, dict[str, Standard]]:
+    """Drop the targets of all other sites; UsageError for a site that no image comes from."""
+    known = {target.removeprefix("site:") for targets in learned.values() for target in targets if target != "unified"}
+    unknown = sorted(set(sites) - known)
+    if unknown:
+        raise UsageError(
+            f"--site-targets {' '.join(unknown)}: no image of such a site; there are {', '.join(sorted(known))}"
+        )
+    kept = {"unified", *(f"site:{site}" for site in sites)}
+    return {
+        sequence: {target: standard for target, standard in targets.items() if target in kept}
+        for sequence, targets in learned.items()
+    }
 
 
 def write_standards(

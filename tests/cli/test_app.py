@@ -144,7 +144,7 @@ def test_sidecar(study, source):
     assert "SliceTiming" not in fields
     facts = fields["Harmonization"]
     assert facts["SourceSHA256"] == hashlib.sha256((root / source).read_bytes()).hexdigest()
-    assert (facts["Method"], facts["Model"], facts["Target"], facts["Seed"]) == ("nyul", "tiny", "unified", 0)
+    assert (facts["Method"], facts["Model"], facts["Target"], facts["Seed"]) == ("zscore", "tiny", "unified", 0)
     assert (facts["Site"], facts["SiteSource"]) == ({"01": "A", "02": "B"}[source[4:6]], "participants.tsv:site")
     assert facts["Sloppy"] is True and facts["Device"] == "cpu" and facts["DType"] == "float32"
     assert {"Finite", "NonNegative", "IntensityMapMonotone", "GradientCorrelation"} <= set(facts["QC"])

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from mmh_bids.cli.train import main
-from mmh_bids.errors import EXIT_NOTHING_TO_DO, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE
+from mmh_bids.errors import EXIT_NOTHING_TO_DO, EXIT_OK, EXIT_SOME_FAILED, EXIT_USAGE, UsageError
 from mmh_bids.harmonizers.classic import Nyul
 from mmh_bids.harmonizers.standard import Standard, bundle_standards
 from mmh_bids.models.bundle import open_bundle
-from mmh_bids.training.standards import find_samples
+from mmh_bids.training.standards import find_samples, keep_sites
 
 NAME = "sub-{}_space-MNI152NLin2009aSym_desc-model_{}"
 
@@ -136,3 +136,11 @@ def test_wrong_flags_end_with_the_usage_code():
     with pytest.raises(SystemExit) as caught:
         main(["standards"])
     assert caught.value.code == EXIT_USAGE
+
+
+def test_kept_sites_leave_unified_as_it_is():
+    learned = {"T1w": {"unified": 1, "site:a": 2, "site:b": 3}, "T2w": {"unified": 4, "site:b": 5}}
+    assert keep_sites(learned, ["a"]) == {"T1w": {"unified": 1, "site:a": 2}, "T2w": {"unified": 4}}
+    assert keep_sites(learned, []) == {"T1w": {"unified": 1}, "T2w": {"unified": 4}}
+    with pytest.raises(UsageError, match="--site-targets c: no image of such a site; there are a, b"):
+        keep_sites(learned, ["c"])
