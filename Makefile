@@ -25,7 +25,7 @@ PIP := $(BIN)/python -m pip install -q -c $(CONSTRAINTS)
 METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 
 .PHONY: help demo test test-slow test-real lint types validate sample picture \
-	benchmark-registration benchmark-brain benchmark-time env env-test torch clean
+	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real env env-test torch clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{ printf "  %-24s %s\n", $$1, $$2 }'
@@ -66,8 +66,8 @@ sample: env  ## make the sample dataset again and compare it with data/ds-sample
 	  echo "error: data/ds-sample differs from what mmh-simulate writes now (Python 3.10: expected);" \
 	    "if that is meant, copy build/ds-sample over it and commit" >&2; exit 1; }
 
-picture: env  ## the picture in the README
-	$(BIN)/python benchmarks/overview_picture.py
+picture: demo  ## the picture in the README, from the demo's output
+	$(BIN)/python benchmarks/overview_picture.py demo docs/images/overview.png
 
 benchmark-registration: env  ## affine registration against known transforms
 	$(BIN)/python benchmarks/registration.py
@@ -77,6 +77,16 @@ benchmark-brain: env  ## brain masks against the truth
 
 benchmark-time: env  ## wall time and peak memory of a head, by step
 	$(BIN)/python benchmarks/wall_time.py
+
+benchmark-methods: env  ## the classical methods on the sample's travelling subject
+	for method in none zscore whitestripe nyul histmatch; do \
+	  $(BIN)/mmh data/ds-sample build/methods/$$method participant --method $$method \
+	    --output-spaces MNI152NLin2009aSym -w build/methods/work || exit 1; done
+	$(BIN)/python benchmarks/compare_methods.py $(foreach m,none zscore whitestripe nyul histmatch,build/methods/$(m))
+
+benchmark-real: env-test  ## the promises of the README on the real heads in $$MMH_SHARED
+	rm -rf build/real
+	$(BIN)/python benchmarks/real_heads.py build/real
 
 clean:  ## remove the environment and everything made here
 	rm -rf $(VENV) demo work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
