@@ -45,6 +45,14 @@ def test_contrast_of_a_brain_cut_by_the_field_of_view():
     assert not fluid_is_dark(brain_of(radius, **T2W), radius < 1)
 
 
+def test_the_border_of_the_image_is_a_surface():
+    side = np.abs(np.mgrid[-10:10, -10:10, -10:10] + 0.5).max(axis=0)
+    full = np.ones(side.shape, bool)
+    assert fluid_is_dark(np.where(side > 9, 200, 300), full)
+    assert not fluid_is_dark(np.where(side > 9, 350, 250), full)
+
+
+@pytest.mark.filterwarnings("error")
 def test_contrast_without_a_deep_part_counts_as_not_dark():
     assert not fluid_is_dark(np.ones((4, 4, 4)), np.zeros((4, 4, 4), bool))
     assert not fluid_is_dark(np.ones((4, 4, 4)), np.ones((4, 4, 4), bool))
