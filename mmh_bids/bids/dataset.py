@@ -109,9 +109,7 @@ def check_output_dir(output_dir: Path) -> None:
     first = generators[0] if isinstance(generators, list) and generators else {}
     name = first.get("Name") if isinstance(first, dict) else None
     if name != "mmh":
-        raise UsageError(
-            f"{output_dir}: holds the dataset of {name or 'another program'}; give a folder of its own"
-        )
+        raise UsageError(f"{output_dir}: holds the dataset of {name or 'another program'}; give a folder of its own")
 
 
 def write_dataset_files(settings: Settings) -> None:
@@ -127,15 +125,11 @@ def write_dataset_files(settings: Settings) -> None:
         check_output_dir(output_dir)
         # Once sloppy images are in the folder, a later proper run does not make them better.
         sloppy = settings.sloppy or _is_sloppy(_read_description(output_dir))
-        _write_if_changed(
-            output_dir / "dataset_description.json", _json(dataset_description(settings, sloppy))
-        )
+        _write_if_changed(output_dir / "dataset_description.json", _json(dataset_description(settings, sloppy)))
         _write_if_changed(output_dir / ".bidsignore", BIDSIGNORE)
         _write_if_changed(output_dir / "README.md", README)
         _write_if_changed(output_dir / "participants.json", _json(PARTICIPANTS_JSON))
-        rows = [
-            (f"desc-{desc}", f"{text}. {_SLOPPY}" if sloppy else text) for desc, text in DESCRIPTIONS.items()
-        ]
+        rows = [(f"desc-{desc}", f"{text}. {_SLOPPY}" if sloppy else text) for desc, text in DESCRIPTIONS.items()]
         _write_if_changed(output_dir / "descriptions.tsv", _tsv(("desc_id", "description"), rows))
 
 
@@ -190,9 +184,7 @@ def record_images(settings: Settings, statuses: Iterable[ImageStatus]) -> None:
             row = _image_row(status, settings.bids_dir)
             rows[row["image"]] = row
         ordered = sorted(rows.values(), key=lambda row: natural_key(row["image"]))
-        _write_if_changed(
-            path, _tsv(_IMAGE_COLUMNS, ([row[name] for name in _IMAGE_COLUMNS] for row in ordered))
-        )
+        _write_if_changed(path, _tsv(_IMAGE_COLUMNS, ([row[name] for name in _IMAGE_COLUMNS] for row in ordered)))
         _write_if_changed(settings.output_dir / "participants.tsv", _participants_tsv(ordered))
 
 
@@ -219,8 +211,7 @@ def _participants_tsv(images: Iterable[Mapping[str, str]]) -> str:
     for participant in sorted(by_participant, key=natural_key):
         own = by_participant[participant]
         by_status = {
-            status: [row for row in own if row["status"] == status]
-            for status in ("done", "failed", "skipped")
+            status: [row for row in own if row["status"] == status] for status in ("done", "failed", "skipped")
         }
         sites = {site for row in by_status["done"] or own if (site := present(row["site"]))}
         messages = [row["message"] for row in by_status["failed"] + by_status["skipped"]]
@@ -254,9 +245,7 @@ def _read_description(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path}: cannot be read ({' '.join(str(error).split())}); correct or delete it"
-        ) from None
+        raise UsageError(f"{path}: cannot be read ({' '.join(str(error).split())}); correct or delete it") from None
     return content if isinstance(content, dict) else {}
 
 

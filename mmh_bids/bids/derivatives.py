@@ -74,9 +74,7 @@ class OutputPaths:
 
     def image(self, desc: str, space: str | None = None, res: str | None = None) -> Path:
         """An image of the source's sequence."""
-        return self.anat / self._name(
-            {"space": space, "res": res, "desc": desc}, f"{self.run.sequence}.nii.gz"
-        )
+        return self.anat / self._name({"space": space, "res": res, "desc": desc}, f"{self.run.sequence}.nii.gz")
 
     def harmonized(self, space: str | None = None, res: str | None = None) -> Path:
         """The harmonized image: on the input's grid, or in a template space."""

@@ -63,9 +63,7 @@ def discover(settings: Settings) -> list[Run]:
     runs = _without_duplicates([_run(path, sequence, root, sidecars) for path, sequence in found])
     for label in settings.participant_label:
         if not any(run.participant == strip_prefix(label, "sub-") for run in runs):
-            logger.warning(
-                "sub-%s: no %s image found", strip_prefix(label, "sub-"), " or ".join(settings.modalities)
-            )
+            logger.warning("sub-%s: no %s image found", strip_prefix(label, "sub-"), " or ".join(settings.modalities))
     runs.sort(key=_order)
     return assign_sites(runs, settings, root)
 
@@ -75,9 +73,7 @@ def check_dataset(root: Path) -> None:
     if not root.exists():
         raise UsageError(f"{root}: does not exist; give the folder of a BIDS dataset as the first argument")
     if not root.is_dir():
-        raise UsageError(
-            f"{root}: is not a directory; give the folder of a BIDS dataset as the first argument"
-        )
+        raise UsageError(f"{root}: is not a directory; give the folder of a BIDS dataset as the first argument")
     path = root / "dataset_description.json"
     advice = f"the smallest valid one is {SMALLEST_DESCRIPTION}"
     try:
@@ -99,8 +95,7 @@ def _participants(root: Path, asked: Collection[str]) -> list[str]:
     for label in labels:
         if label not in known:
             raise UsageError(
-                f"--participant-label {label}: not in {root} ({len(known)} participants); "
-                f"{_did_you_mean(label, known)}"
+                f"--participant-label {label}: not in {root} ({len(known)} participants); {_did_you_mean(label, known)}"
             )
     return labels or sorted(known, key=natural_key)
 

@@ -96,9 +96,7 @@ def open_layout(
     if database is not None:
         _check_or_make_database(root, database)
         return BIDSLayout(str(root), validate=False, database_path=str(database))
-    indexer = BIDSLayoutIndexer(
-        validate=False, index_metadata=with_metadata, ignore=[Outside(participants, sessions)]
-    )
+    indexer = BIDSLayoutIndexer(validate=False, index_metadata=with_metadata, ignore=[Outside(participants, sessions)])
     return _index(BIDSLayout, root, indexer=indexer)
 
 
@@ -109,25 +107,19 @@ def _index(layout_class: type[BIDSLayout], root: Path, **arguments: Any) -> BIDS
     try:
         return layout_class(str(root), validate=False, **arguments)
     except (OSError, BIDSConflictingValuesError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{root}: indexing the sidecar files failed: {' '.join(str(error).split())}"
-        ) from None
+        raise UsageError(f"{root}: indexing the sidecar files failed: {' '.join(str(error).split())}") from None
 
 
 def _check_or_make_database(root: Path, database: Path) -> None:
     from filelock import FileLock
 
     if database.exists() and not database.is_dir():
-        raise UsageError(
-            f"--bids-database-dir {database}: is a file; give a folder, or one that does not exist yet"
-        )
+        raise UsageError(f"--bids-database-dir {database}: is a file; give a folder, or one that does not exist yet")
     try:
         database.mkdir(parents=True, exist_ok=True)
         if not (database / _DATABASE_FILE).exists():
             with FileLock(database / f"{_DATABASE_FILE}.lock"):
-                if not (
-                    database / _DATABASE_FILE
-                ).exists():  # another job of an array may have made it by now
+                if not (database / _DATABASE_FILE).exists():  # another job of an array may have made it by now
                     _make_database(root, database)
     except OSError as error:
         raise UsageError(
@@ -173,9 +165,7 @@ def _root_of_database(database: Path) -> str:
             "delete the folder and it is made anew"
         ) from None
     if row is None:
-        raise UsageError(
-            f"--bids-database-dir {database}: half-written; delete the folder and it is made anew"
-        )
+        raise UsageError(f"--bids-database-dir {database}: half-written; delete the folder and it is made anew")
     return str(row[0])
 
 

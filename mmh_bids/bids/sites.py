@@ -51,8 +51,7 @@ def assign_sites(runs: Sequence[Run], settings: Settings, bids_root: Path) -> li
     find = _finder(settings, bids_root)
     sites = [find(run) for run in runs]
     return [
-        dataclasses.replace(run, site=site, site_source=source)
-        for run, (site, source) in zip(runs, sites, strict=True)
+        dataclasses.replace(run, site=site, site_source=source) for run, (site, source) in zip(runs, sites, strict=True)
     ]
 
 
@@ -112,9 +111,7 @@ class _Tables:
             if label is not None and label in sites:
                 found = sites[label]
                 if len(found) > 1:
-                    raise UsageError(
-                        f"{path}: {prefix}{label} has more than one {column}; keep one row for it"
-                    )
+                    raise UsageError(f"{path}: {prefix}{label} has more than one {column}; keep one row for it")
                 if found[0] is not None:
                     return found[0], source
                 missing = missing or (None, f"{source} is n/a")
@@ -122,9 +119,7 @@ class _Tables:
                 missing = missing or (None, f"{source} has no row {prefix}{label or '?'}")
         return missing
 
-    def _read_table(
-        self, path: Path, index: str, prefix: str
-    ) -> tuple[str | None, Mapping[str, list[str | None]]]:
+    def _read_table(self, path: Path, index: str, prefix: str) -> tuple[str | None, Mapping[str, list[str | None]]]:
         """The spelling of the site column (None without one) and the distinct sites of each label."""
         if not path.exists():
             return None, {}
@@ -196,9 +191,7 @@ def _field_strength(text: str) -> str:
 def _site_of_dataset(root: Path) -> Site:
     """The dataset as one site, under its name, or its folder's where the description has none."""
     try:
-        name = present(
-            json.loads((root / "dataset_description.json").read_text(encoding="utf-8-sig")).get("Name")
-        )
+        name = present(json.loads((root / "dataset_description.json").read_text(encoding="utf-8-sig")).get("Name"))
     except (OSError, ValueError, AttributeError):
         name = None
     return (name, "dataset:Name") if name else (root.name, "dataset folder")

@@ -38,9 +38,7 @@ def read_tsv(path: Path, index: str) -> tuple[list[str], list[dict[str, str]]]:
     lines = [[cell.strip() for cell in line] for line in lines]
     columns = lines[0] if lines else []
     if index not in columns:
-        raise UsageError(
-            f"{path}: no {index} column; the first line must name the columns, separated by tabs"
-        )
+        raise UsageError(f"{path}: no {index} column; the first line must name the columns, separated by tabs")
     if len(set(columns)) < len(columns):
         raise UsageError(f"{path}: a column name comes twice; rename one")
     rows = []
@@ -48,9 +46,7 @@ def read_tsv(path: Path, index: str) -> tuple[list[str], list[dict[str, str]]]:
         if not any(line):
             continue
         if len(line) > len(columns):
-            raise UsageError(
-                f"{path}: line {number} has {len(line)} cells for {len(columns)} columns; correct it"
-            )
+            raise UsageError(f"{path}: line {number} has {len(line)} cells for {len(columns)} columns; correct it")
         rows.append(dict(zip(columns, line + [""] * (len(columns) - len(line)), strict=True)))
     return columns, rows
 

@@ -256,9 +256,7 @@ def _length_failure(path: Path, header: nib.Nifti1Header) -> str | None:
     """A plain file shorter than its header promises; a compressed one shows that only when it is read."""
     if path.name.endswith(".gz"):
         return None
-    needed = int(header["vox_offset"]) + header.get_data_dtype().itemsize * int(
-        np.prod(header.get_data_shape())
-    )
+    needed = int(header["vox_offset"]) + header.get_data_dtype().itemsize * int(np.prod(header.get_data_shape()))
     size = _size(path)
     if size < needed:
         return f"truncated: {size} bytes, {needed} expected; copy the image again"

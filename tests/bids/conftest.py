@@ -41,9 +41,7 @@ def make_dataset(tmp_path):
             if isinstance(content, bytes):
                 path.write_bytes(content)
             else:
-                path.write_text(
-                    content if isinstance(content, str) else json.dumps(content), encoding="utf-8"
-                )
+                path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
         return root
 
     return make

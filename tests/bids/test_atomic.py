@@ -44,9 +44,7 @@ def test_bytes_and_line_ends_are_kept(tmp_path):
 def test_disk_full_on_a_small_tmpfs(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False
-    )
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False)
     if mount.returncode:
         pytest.skip("cannot mount a tmpfs here")
     try:

@@ -124,10 +124,7 @@ def test_unreadable_folder_is_a_usage_error(make_dataset, settings):
 
 
 def test_derivatives_sourcedata_and_other_folders_are_not_searched(make_dataset, settings):
-    names = [
-        f"{folder}/sub-01/anat/sub-01_acq-{folder}_T1w.nii.gz"
-        for folder in ("derivatives", "sourcedata", "code")
-    ]
+    names = [f"{folder}/sub-01/anat/sub-01_acq-{folder}_T1w.nii.gz" for folder in ("derivatives", "sourcedata", "code")]
     root = make_dataset(["sub-01_T1w.nii.gz", *names, "sub-01/func/sub-01_T1w.nii.gz"])
     assert keys(discover(settings(root))) == ["sub-01_T1w"]
 
@@ -202,9 +199,7 @@ def test_metadata_is_inherited_and_the_nearer_file_wins(make_dataset, settings):
     assert second.metadata == {"Manufacturer": "far", "EchoTime": 1, "FlipAngle": 9}
 
 
-@pytest.mark.parametrize(
-    ("content", "word"), [("{", "not valid JSON"), ("[1]", "no JSON object"), (b"\xff", "UTF-8")]
-)
+@pytest.mark.parametrize(("content", "word"), [("{", "not valid JSON"), ("[1]", "no JSON object"), (b"\xff", "UTF-8")])
 def test_broken_sidecar_fails_its_image_only(make_dataset, settings, content, word):
     root = make_dataset(["sub-01_T1w.nii.gz", "sub-02_T1w.nii.gz"], {"sub-01/anat/sub-01_T1w.json": content})
     bad, good = discover(settings(root))
@@ -341,7 +336,4 @@ def test_real_multisite(real_multisite, settings):
     assert sum(run.sequence == "T2w" for run in runs) == 5
     assert len({run.site for run in runs}) == 7
     assert {run.site_source for run in runs} == {"participants.tsv:site"}
-    assert (
-        next(run for run in runs if run.key == "sub-boston_T1w").metadata["ManufacturersModelName"]
-        == "TrioTim"
-    )
+    assert next(run for run in runs if run.key == "sub-boston_T1w").metadata["ManufacturersModelName"] == "TrioTim"

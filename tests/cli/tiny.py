@@ -53,7 +53,7 @@ def image(data, affine, axes="RAS", dtype=np.int16, slope=None):
         turned = (turned - INTERCEPT) / slope
     if np.issubdtype(dtype, np.integer):
         turned = np.rint(turned)
-    made = nib.Nifti1Image(turned.astype(dtype), affine)
+    made = nib.Nifti1Image(turned.astype(dtype), affine, dtype=dtype)
     made.set_qform(affine, 1)
     made.set_sform(affine, 2)
     if slope:
