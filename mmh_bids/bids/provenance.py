@@ -40,7 +40,7 @@ _HEX_ID = re.compile(r"/(?:docker|overlay)-containers/([0-9a-f]{64})/|/container
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file at a moment: its BIDS URI (see `bids_uri`) and the sha256 of its bytes in hex."""
+    """A file at a moment: its BIDS URI (see `derivatives.bids_uri`) and the sha256 of its bytes in hex."""
 
     uri: str
     sha256: str
@@ -68,17 +68,6 @@ class ActivityRecord:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     started: datetime | None = None
     ended: datetime | None = None
-
-
-def bids_uri(path: Path, root: Path, dataset: str = "") -> str:
-    """BIDS URI of a file of a dataset; `dataset` is its name in DatasetLinks, empty for the dataset itself.
-
-    >>> bids_uri(Path("/data/sub-01/anat/a.nii.gz"), Path("/data"), "raw")
-    'bids:raw:sub-01/anat/a.nii.gz'
-    >>> bids_uri(Path("/out/a.json"), Path("/out"))
-    'bids::a.json'
-    """
-    return f"bids:{dataset}:{path.relative_to(root).as_posix()}"
 
 
 def sha256_file(path: Path) -> str:

@@ -11,6 +11,7 @@ All else lies in [0, 1].
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,7 +40,7 @@ MATCH_POINTS = 64
 _N_MATCH_SAMPLE = 4096
 
 
-class _Classic:
+class _Classic(ABC):
     """What the four methods share: targets, the brain's intensities, the curve's ends, the output."""
 
     name: ClassVar[str]
@@ -101,6 +102,7 @@ class _Classic:
         out[0][mask] = np.maximum(curve(volume[0][mask]), 0)
         return Result(out, details=details | soft_ends | {"Curve": curve.to_json()})
 
+    @abstractmethod
     def curve(
         self, sample: NDArray[np.float64], standard: Standard, sequence: str
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, Any]]:
@@ -118,7 +120,6 @@ class _Classic:
         details
             JSON-ready parameters.
         """
-        raise NotImplementedError
 
     def _standard(self, sequence: str, target: str, reference: Reference | None) -> Standard:
         self.check_target(target, sequence)

@@ -169,8 +169,8 @@ class Intensities:
         return self.data.shape
 
     def save(self, path: Any) -> None:
-        """Not needed: these images live in memory only."""
-        raise NotImplementedError
+        """The package's protocol asks for it; these images live in memory only."""
+        raise TypeError("intensities in memory are not saved")
 
 
 @contextmanager

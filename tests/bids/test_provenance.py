@@ -17,7 +17,6 @@ from prov.model import (
 from mmh_bids.bids.provenance import (
     ActivityRecord,
     FileRecord,
-    bids_uri,
     container_id,
     sha256_file,
     software_versions,
@@ -126,11 +125,6 @@ def test_sha256_of_a_file_larger_than_a_piece(tmp_path):
     content = bytes(range(256)) * 5000
     (tmp_path / "f").write_bytes(content)
     assert sha256_file(tmp_path / "f") == hashlib.sha256(content).hexdigest()
-
-
-def test_uri_refuses_a_file_outside_the_dataset(tmp_path):
-    with pytest.raises(ValueError):
-        bids_uri(tmp_path / "a", tmp_path / "b")
 
 
 def test_versions_name_what_is_installed():
