@@ -321,7 +321,7 @@ def _of_config(parser: argparse.ArgumentParser, config: Path, folders: Sequence[
     words: list[str] = []
     try:
         for name, value in Settings.toml_values(config.read_text(encoding="utf-8")).items():
-            if name not in ("bids_dir", "output_dir", "analysis_level", "skip_bids_validation"):
+            if name not in ("bids_dir", "output_dir", "analysis_level"):
                 words += _words(name, value)
         return vars(parser.parse_args([*folders, *words]))
     except (OSError, UnicodeDecodeError) as error:
@@ -337,7 +337,7 @@ def _words(name: str, value: Any) -> list[str]:
     """A setting as it would be typed.
 
     >>> _words("modalities", ("T1w", "T2w")), _words("mem_gb", 8.0), _words("sloppy", False)
-    (['--modalities', 'T1w', 'T2w'], ['--mem=8.0G'], [])
+    (['--modalities', 'T1w', 'T2w'], ['--mem=8.000000G'], [])
     """
     flag = "--mem" if name == "mem_gb" else f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
@@ -348,4 +348,4 @@ def _words(name: str, value: Any) -> list[str]:
         return [flag, *("=".join(pair) for pair in value)] if value else []
     if isinstance(value, tuple):
         return [flag, *map(str, value)] if value else []
-    return [f"{flag}={value}{'G' if name == 'mem_gb' else ''}"]
+    return [f"{flag}={value:f}G" if name == "mem_gb" else f"{flag}={value}"]
