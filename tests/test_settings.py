@@ -72,7 +72,7 @@ def test_bad_files_are_usage_errors_of_one_line(content, says):
 
 
 OTHER = {
-    "method": "zscore", "model": "/my/bundle", "target": "site:A", "skull_strip": "force", "skull": "keep",
+    "method": "nyul", "model": "/my/bundle", "target": "site:A", "skull_strip": "force", "skull": "keep",
     "bias_correction": "none", "output_spaces": ("MNI152NLin6Asym",), "random_seed": 7, "sloppy": True,
     "derivatives": (("fmriprep", "/d"),),
 }  # fmt: skip
