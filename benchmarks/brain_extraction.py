@@ -27,8 +27,8 @@ def plain_deepbet(data: np.ndarray) -> np.ndarray:
 def main() -> None:
     """Print one line an image and the least Dice per sequence."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--heads", type=int, nargs="+", default=[0, 4, 8, 12], help="indices of label maps")
-    parser.add_argument("--scanners", nargs="+", default=["A", "B", "C"])
+    parser.add_argument("--heads", type=int, nargs="+", default=[0, 1, 2, 3, 4, 8, 12], help="indices of label maps")
+    parser.add_argument("--scanners", nargs="+", default=["A", "B", "C", "D"])
     asked = parser.parse_args()
     scanners, least = load_scanners(), {"T1w": 1.0, "T2w": 1.0}
     for index in asked.heads:
