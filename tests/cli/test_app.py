@@ -474,11 +474,17 @@ def test_plugin_file_resource_monitor_and_messages_of_nipype(study, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_interrupted_call_leaves_nothing_behind_and_resumes(study, tmp_path, name):
     root, _, words, *_ = study
     command = [sys.executable, "-m", "mmh_bids.cli.run", root, tmp_path / "out", *words, "-w", tmp_path / "work"]
-    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as running:
+
+    # a shell that starts the tests in the background makes its children ignore SIGINT, and they hand that down
+    def heed():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, preexec_fn=heed) as running:
         while "bias field corrected" not in running.stderr.readline():
             pass
         workers = psutil.Process(running.pid).children(recursive=True)
