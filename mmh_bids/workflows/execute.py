@@ -204,7 +204,7 @@ class Executor:
                     failed.setdefault(other, message)
                 continue
             path = runs[key].path
-            failed[key] = message if path.name in message else f"{path}: {message}"
+            failed.setdefault(key, message if path.name in message else f"{path}: {message}")
             target = OutputPaths(self.study.settings.output_dir, runs[key]).log_dir(self.run_id)
             try:
                 atomic_write(target / f"crash-{file.stem.removeprefix('crash-')}.txt", text)

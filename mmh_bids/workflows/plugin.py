@@ -64,10 +64,9 @@ class PatientMultiProc(MultiProcPlugin):
         return sorted((int(jobid) for jobid in jobids), key=rank)
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> Any:
-        self._renew_pool()  # a worker may have died since the results were looked at
         try:
             taskid = super()._submit_job(node, updatehash)
-        except BrokenProcessPool:
+        except BrokenProcessPool:  # a worker has died since the results were looked at
             self._renew_pool()
             taskid = super()._submit_job(node, updatehash)
         self.worker_pids.update(child.pid for child in multiprocessing.active_children() if child.pid)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -349,6 +350,9 @@ def test_disk_of_the_output_is_full(study, pair, small_disk, tmp_path, quick):
     out = small_disk(int(1.4 * _kilobytes(made.glob("sub-spurious/**/*"))) + 60) / "out"
     call = mmh(root, out, "participant", "-w", tmp_path / "work", "-d", known, *quick, "--nprocs", 1)
     _first_done_second_failed(call, out, [str(out / "sub-02")])
+    # figures and derivatives are written by steps of their own: each has an error that names the place
+    crashes = [path.read_text() for path in (tmp_path / "work").glob("crashes/*/crash-*")]
+    assert crashes and all(re.search(rf"errors.ImageError: {out}/sub-02/.*: No space left", text) for text in crashes)
 
 
 @pytest.mark.slow
