@@ -109,6 +109,7 @@ def _judge(path: Path, header: nib.Nifti1Header) -> Verdict:
         or _dtype_failure(header)
         or _voxel_failure(header)
         or _form_failure(header, shape)
+        or _offset_failure(header)
         or _length_failure(path, header)
     )
     if failure:
@@ -249,6 +250,13 @@ def _form_failure(header: nib.Nifti1Header, shape: tuple[int, ...]) -> str | Non
             f"qform and sform disagree by up to {distance:.1f} mm; find out which is right, then copy it "
             "over the other (FSL: fslorient -copysform2qform or -copyqform2sform)"
         )
+    return None
+
+
+def _offset_failure(header: nib.Nifti1Header) -> str | None:
+    """Voxels that are said to begin within the header: nibabel refuses such a file."""
+    if int(header["vox_offset"]) < header.single_vox_offset:
+        return f"voxels are said to begin at byte {int(header['vox_offset'])}, within the header; convert it again"
     return None
 
 

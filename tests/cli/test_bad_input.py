@@ -22,6 +22,8 @@ BAD = {
     "fourd": ("skipped", ("4D", "only 3D images")),
     "slice": ("failed", ("slice", "--bids-filter-file")),
     "voxelzero": ("failed", ("voxel size", "convert")),
+    "offset": ("failed", ("begin at byte 16", "convert it again")),
+    "extension": ("failed", ("truncated or not a NIfTI file", "convert it again")),
     "forms": ("failed", ("qform and sform disagree", "fslorient")),
     "rgb": ("failed", ("RGB", "convert")),
     "closed": ("failed", ("no permission to read", "change the file's permissions")),
@@ -43,7 +45,11 @@ def _write_bad(root, brain):
     save(image(np.stack([data * 800] * 5, -1), affine), path["fourd"])
     save(image((data * 800)[..., None], affine), path["spurious"])
     save(image(data[:, :, 20:21] * 800, affine), path["slice"])
-    _edit_header(save(fine, path["voxelzero"]), pixdim=0.0)
+    _edit_header(save(fine, path["voxelzero"]), 80, np.float32(0))  # pixdim[1]
+    _edit_header(save(fine, path["offset"]), 108, np.float32(16))  # vox_offset
+    extended = image(data * 800, affine)
+    extended.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"some words"))
+    _edit_header(save(extended, path["extension"]), 352, np.int32(-16))  # the extension's size
     moved = image(data * 800, affine)
     moved.set_qform(affine @ np.diag([-1, 1, 1, 1]), 1)
     save(moved, path["forms"])
@@ -56,10 +62,10 @@ def _write_bad(root, brain):
     return path
 
 
-def _edit_header(path, pixdim):
-    """Set the first voxel size in the file itself; nibabel would mend it."""
+def _edit_header(path, place, value):
+    """Set a header's field in the file itself; nibabel would mend it."""
     raw = bytearray(gzip.decompress(path.read_bytes()))
-    raw[80:84] = np.float32(pixdim).tobytes()
+    raw[place : place + value.nbytes] = value.tobytes()
     path.write_bytes(gzip.compress(bytes(raw)))
 
 
@@ -160,7 +166,7 @@ def test_nothing_half_written_is_left(study):
 def test_crash_files_lie_with_their_participant(study):
     _, out, _, _ = study
     crashed = {path.parents[2].name for path in out.glob("sub-*/log/*/crash-*.txt")}
-    assert crashed == {"sub-truncated", "sub-zeros", "sub-nan", "sub-lone"}
+    assert crashed == {"sub-truncated", "sub-zeros", "sub-nan", "sub-lone", "sub-extension"}
 
 
 # ---- the call as a whole ------------------------------------------------------------------------------------
