@@ -23,7 +23,7 @@ BAD = {
     "slice": ("failed", ("slice", "--bids-filter-file")),
     "voxelzero": ("failed", ("voxel size", "convert")),
     "offset": ("failed", ("begin at byte 16", "convert it again")),
-    "extension": ("failed", ("truncated or not a NIfTI file", "convert it again")),
+    "extension": ("failed", ("not a NIfTI file", "convert it again")),
     "forms": ("failed", ("qform and sform disagree", "fslorient")),
     "rgb": ("failed", ("RGB", "convert")),
     "closed": ("failed", ("no permission to read", "change the file's permissions")),
