@@ -144,7 +144,7 @@ class WriteDerivatives(SimpleInterface):
 
     def _harmonization(self, run):
         result = load_json(self.inputs.qc_file)
-        qc = dict(result["qc"]) | {"BrainMaskVolume": self.inputs.mask_facts["Volume"]}
+        qc = dict(result["qc"])
         if "Dice" in self.inputs.xfm_facts:
             qc["TemplateDice"] = self.inputs.xfm_facts["Dice"]
         answer = result["harmonizer"]

@@ -250,4 +250,4 @@ def test_unknown_plugin():
     ],
 )
 def test_message_of_a_crash_file(text, expected):
-    assert message_of(text, Path("/work")) == expected
+    assert message_of(text, Path("/w")) == expected
