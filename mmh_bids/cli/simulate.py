@@ -11,7 +11,7 @@ from pathlib import Path
 from mmh_bids import __version__
 from mmh_bids.errors import EXIT_OK, MmhError, UsageError
 from mmh_bids.simulate.dataset import write_heads, write_sample
-from mmh_bids.simulate.scanner import SEQUENCES, Scanner, load_scanners
+from mmh_bids.simulate.scanner import SEQUENCES, USES, Scanner, load_scanners
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,13 +61,16 @@ def _add_heads(commands: argparse._SubParsersAction) -> None:
     )
     _add_common(heads)
     heads.add_argument("--labels", type=Path, nargs="+", required=True, metavar="FILE", help="label maps (NIfTI)")
-    heads.add_argument("--scanners", nargs="+", metavar="NAME", help="names from the scanner file (default: all of it)")
+    which = heads.add_mutually_exclusive_group()
+    which.add_argument("--scanners", nargs="+", metavar="NAME", help="names from the scanner file (default: all of it)")
+    which.add_argument("--use", choices=USES, help="all scanners of the file that are for training, or for testing")
     heads.add_argument("--modalities", nargs="+", choices=SEQUENCES, default=list(SEQUENCES), help="default: T1w T2w")
     heads.add_argument(
         "--derivatives",
         type=Path,
         metavar="DIR",
-        help="where true brain masks and tissues go (default: OUT_DIR/derivatives/truth)",
+        help="where the truth goes: masks, labels, noise-free and unified images, poses "
+        "(default: OUT_DIR/derivatives/truth)",
     )
     heads.add_argument("--rescan", action="store_true", help="take each image twice, as run-1 and run-2")
     heads.set_defaults(run=_heads)
@@ -75,7 +78,7 @@ def _add_heads(commands: argparse._SubParsersAction) -> None:
 
 def _add_scanners(commands: argparse._SubParsersAction) -> None:
     scanners = commands.add_parser(
-        "scanners", help="list the scanners", description="List the scanners and their protocols, one a line."
+        "scanners", help="list the scanners", description="List the scanners, their use and protocols, one a line."
     )
     _add_scanner_file(scanners)
     scanners.set_defaults(run=_list)
@@ -103,7 +106,7 @@ def _sample(args: argparse.Namespace) -> int:
 
 def _heads(args: argparse.Namespace) -> int:
     known = load_scanners(args.scanner_file)
-    chosen = _choose(known, args.scanners)
+    chosen = _choose(known, args.scanners, args.use)
     for path in args.labels:
         if not path.is_file():
             raise UsageError(f"--labels {path}: no such file; give label maps in NIfTI format")
@@ -126,15 +129,18 @@ def _list(args: argparse.Namespace) -> int:
             f"{sequence}: {protocol.sequence} {' x '.join(f'{size:g}' for size in protocol.voxel)} mm"
             for sequence, protocol in scanner.protocols.items()
         )
-        print(f"{scanner.name}  {scanner.manufacturer} {scanner.field:g} T  {kinds}")
+        print(f"{scanner.name}  {scanner.use}  {scanner.manufacturer} {scanner.field:g} T  {kinds}")
     return EXIT_OK
 
 
-def _choose(known: dict[str, Scanner], names: Sequence[str] | None) -> list[Scanner]:
+def _choose(known: dict[str, Scanner], names: Sequence[str] | None, use: str | None) -> list[Scanner]:
     unknown = [name for name in names or () if name not in known]
     if unknown:
         raise UsageError(f"--scanners {' '.join(unknown)}: unknown; known are {', '.join(known)}")
-    return [known[name] for name in dict.fromkeys(names or known)]
+    chosen = [known[name] for name in dict.fromkeys(names or known) if use in (None, known[name].use)]
+    if not chosen:
+        raise UsageError(f"--use {use}: no scanner of the file is for {use}; set its field use")
+    return chosen
 
 
 def _prepare(args: argparse.Namespace) -> None:

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mmh_bids.simulate import tissues
+from mmh_bids.simulate.ghosting import displacements, moved_during_scan
 from mmh_bids.simulate.phantom import Head, bounding_box, rotation_matrix
-from mmh_bids.simulate.scanner import Protocol, Scanner
+from mmh_bids.simulate.sampling import nearest, voxel_average
+from mmh_bids.simulate.scanner import IMAGE_AXES, Protocol, Scanner
+from mmh_bids.simulate.tables import signal_tables
 
 #: Air around the head inside the field of view, and how far it reaches below the brain, millimetres.
 _AIR_MARGIN = 8.0
@@ -23,8 +26,6 @@ NECK = 45.0
 #: Width (standard deviation, voxels) of the in-plane point spread that comes on top of the voxel's own
 #: average.
 _POINT_SPREAD = 0.35
-#: Step of the transmit field for the parabola through three signals.
-_TRANSMIT_STEP = 0.15
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Acquisition:
     tissue
         uint8 image of the main tissue of each voxel, indices into `tissues.NAMES`.
     noise_free
-        (X, Y, Z) float32, the image before noise and rounding, with the receive field, in the units of
+        (X, Y, Z) float32, the image before noise and rounding, with the receive field and ghosts, in the units of
         `image`.
     metadata
         BIDS sidecar of `image`.
@@ -67,7 +68,7 @@ def acquire(
     sequence
         ``"T1w"`` or ``"T2w"``.
     seed
-        Seed of the receive field and the noise.
+        Seed of the receive field, the motion and the noise.
     neck
         How far the field of view reaches below the brain, millimetres; everywhere else it holds the whole
         head.
@@ -93,17 +94,19 @@ def acquire(
     protocol = scanner.protocol(sequence)
     shape, affine = field_of_view(head, protocol, neck)
     anatomy, white = signal_volume(head, scanner, protocol)
-    sampled = _sample(anatomy, head.affine, shape, affine, head)
-    inside = _sample(head.mask.astype(np.float32), head.affine, shape, affine, head) >= 0.5
+    sampled = voxel_average(anatomy, head.affine, shape, affine)
+    inside = voxel_average(head.mask.astype(np.float32), head.affine, shape, affine) >= 0.5
     sampled = _point_spread(sampled, protocol)
     sampled *= protocol.level / white
-    sampled *= receive_field(shape, affine, head, scanner.bias, np.random.default_rng([seed, 4]))
     number = 0 if sequence == "T1w" else 1
+    # Before the receive field: the head moves, the coil does not.
+    sampled = _ghosts(sampled, protocol, np.random.default_rng([seed, 6, number]))
+    sampled *= receive_field(shape, affine, head, scanner.bias, np.random.default_rng([seed, 4]))
     rng = np.random.default_rng([seed, 5, number, noise_seed])
     sigma = np.float32(protocol.level / protocol.snr)
     noisy = sampled + sigma * rng.standard_normal(shape, dtype=np.float32)
     noisy = np.hypot(noisy, sigma * rng.standard_normal(shape, dtype=np.float32))
-    main = _nearest(head, shape, affine)
+    main = nearest(_main_tissue(head), head.affine, shape, affine)
     return Acquisition(
         store(noisy, affine, protocol),
         _labels(inside, affine),
@@ -169,15 +172,7 @@ def signal_volume(head: Head, scanner: Scanner, protocol: Protocol) -> tuple[NDA
     """
     average = tissues.relaxation(scanner.field)
     own = average.scaled(*head.scales)
-    # Per tissue the signal is a plane in texture and a parabola in the transmit field: exact enough for the
-    # few per cent both vary, and a table lookup instead of an equation a voxel.
-    base = protocol.signals(own)
-    more = protocol.signals(own.scaled(1 + own.texture, 1 + own.texture))
-    less = protocol.signals(own.scaled(1 - own.texture, 1 - own.texture))
-    high, low = protocol.signals(own, 1 + _TRANSMIT_STEP), protocol.signals(own, 1 - _TRANSMIT_STEP)
-    tables = [base, (more - less) / 2, (high - low) / (2 * _TRANSMIT_STEP)]
-    tables.append((high + low - 2 * base) / (2 * _TRANSMIT_STEP**2))
-    planes = [table.astype(np.float32) for table in tables]
+    planes = list(signal_tables(protocol, own))
     deviation = _transmit_deviation(head, scanner.transmit)
     volume = _look_up(planes, head.first, head.texture, deviation)
     if head.second is not None and head.weight is not None:
@@ -323,34 +318,10 @@ def _transmit_deviation(head: Head, strength: float) -> NDArray[np.float32]:
     return np.float32(strength) * (np.float32(0.4) - np.minimum(radius, np.float32(1.6)))
 
 
-def _sample(
-    volume: NDArray[np.float32], source: NDArray, shape: tuple[int, int, int], target: NDArray, head: Head
-) -> NDArray[np.float32]:
-    """Average of `volume` over each voxel of the target grid: the mean of small sub-voxels."""
-    spacing = float(np.linalg.norm(head.affine[:3, :3], axis=0).mean())
-    sizes = np.linalg.norm(target[:3, :3], axis=0)
-    parts = np.maximum(1, np.ceil(sizes / spacing - 0.15).astype(int))
-    # For voxels of the head's own size linear interpolation itself is the averaging.
-    fine = np.array(target)
-    fine[:3, :3] = target[:3, :3] / parts
-    fine[:3, 3] = target[:3, 3] - target[:3, :3] @ ((1 - 1 / parts) / 2)
-    matrix = np.linalg.inv(source) @ fine
-    out = np.zeros(shape, np.float32)
-    # One slab of sub-voxels at a time keeps memory at the size of the output.
-    for offset in itertools.product(*(range(part) for part in parts)):
-        step = matrix[:3, :3] * parts
-        start = matrix[:3, 3] + matrix[:3, :3] @ np.array(offset)
-        out += ndimage.affine_transform(volume, step, start, shape, np.float32, order=1, mode="constant")
-    out /= np.prod(parts)
-    return out
-
-
-def _nearest(head: Head, shape: tuple[int, int, int], target: NDArray) -> NDArray[np.uint8]:
-    main = head.first
-    if head.second is not None and head.weight is not None:
-        main = np.where(head.weight > 127, head.second, head.first)
-    matrix = np.linalg.inv(head.affine) @ target
-    return ndimage.affine_transform(main, matrix[:3, :3], matrix[:3, 3], shape, np.uint8, order=0, mode="constant")
+def _main_tissue(head: Head) -> NDArray[np.uint8]:
+    if head.second is None or head.weight is None:
+        return head.first
+    return np.where(head.weight > 127, head.second, head.first)
 
 
 def _point_spread(volume: NDArray[np.float32], protocol: Protocol) -> NDArray[np.float32]:
@@ -359,6 +330,14 @@ def _point_spread(volume: NDArray[np.float32], protocol: Protocol) -> NDArray[np
         if size < 1.5 * smallest:  # across thick slices the profile is the slice itself
             volume = ndimage.gaussian_filter1d(volume, _POINT_SPREAD, axis=axis, mode="constant")
     return volume
+
+
+def _ghosts(volume: NDArray[np.float32], protocol: Protocol, rng: np.random.Generator) -> NDArray[np.float32]:
+    if not protocol.ghosting or protocol.phase_encoding is None:
+        return volume
+    axis = IMAGE_AXES.index(protocol.phase_encoding)
+    amplitude = protocol.ghosting / protocol.voxel[axis]
+    return moved_during_scan(volume, axis, displacements(volume.shape[axis], amplitude, rng))
 
 
 def _axes(code: str) -> NDArray[np.float64]:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import itertools
-import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from mmh_bids import __version__
 from mmh_bids.errors import UsageError
-from mmh_bids.simulate.acquire import NECK, Acquisition, acquire, stored_bytes
+from mmh_bids.simulate.acquire import NECK, Acquisition, acquire
+from mmh_bids.simulate.files import save_image, write_json, write_text, write_tsv
 from mmh_bids.simulate.icbm import head_from_template
 from mmh_bids.simulate.phantom import Head, head_from_labels, random_affine, transform_head
 from mmh_bids.simulate.scanner import Scanner
+from mmh_bids.simulate.truth import BIDSIGNORE, write_pose, write_truth
 
 BIDS_VERSION = "1.10.0"
 Say = Callable[[str], None]
@@ -96,9 +94,9 @@ def write_sample(out: Path, scanners: Mapping[str, Scanner], seed: int = 0, say:
         raise UsageError(f"sample: scanner(s) {', '.join(missing)} missing from the scanner file; add them")
     coarse = {name: scanners[name].changed(changes) for name, changes in _SAMPLE_CHANGES.items()}
     _write_description(out, "Simulated sample of mmh_bids: three scanners, four heads", "raw")
-    _write_text(out / "README", _SAMPLE_README)
-    _write_tsv(out / "participants.tsv", [("participant_id", "age", "sex", "site"), *_SAMPLE_PEOPLE])
-    _write_json(out / "participants.json", _PEOPLE_COLUMNS)
+    write_text(out / "README", _SAMPLE_README)
+    write_tsv(out / "participants.tsv", [("participant_id", "age", "sex", "site"), *_SAMPLE_PEOPLE])
+    write_json(out / "participants.json", _PEOPLE_COLUMNS)
     for participant in dict.fromkeys(visit.participant for visit in _SAMPLE_VISITS):
         visits = [visit for visit in _SAMPLE_VISITS if visit.participant == participant]
         person = seed * 1000 + int(participant)
@@ -131,8 +129,7 @@ def write_heads(
     seed
         Seed of everything random.
     truth
-        Folder of the derivative dataset with brain masks and tissue maps; None = ``derivatives/truth`` in
-        `out`.
+        Folder of the derivative dataset with the truth (see `truth`); None = ``derivatives/truth`` in `out`.
     rescan
         Take everything twice (``run-1``, ``run-2``) in one session: same pose and fields, other noise.
     say
@@ -140,12 +137,13 @@ def write_heads(
     """
     truth = truth or out / "derivatives" / "truth"
     _write_description(out, "Simulated travelling subjects", "raw")
-    _write_text(out / "README", _HEADS_README)
+    write_text(out / "README", _HEADS_README)
     _write_description(truth, "Truth of simulated travelling subjects", "derivative")
-    _write_text(truth / "README", _TRUTH_README)
+    write_text(truth / "README", _TRUTH_README)
+    write_text(truth / ".bidsignore", BIDSIGNORE)
     rows = [(f"sub-{number:02d}", "n/a") for number in range(1, len(labels) + 1)]
-    _write_tsv(out / "participants.tsv", [("participant_id", "site"), *rows])
-    _write_json(out / "participants.json", {"site": _SITE_COLUMN})
+    write_tsv(out / "participants.tsv", [("participant_id", "site"), *rows])
+    write_json(out / "participants.json", {"site": _SITE_COLUMN})
     known = {scanner.name: scanner for scanner in scanners}
     for number, path in enumerate(labels, start=1):
         visits = [
@@ -161,14 +159,6 @@ def pose(head: Head, seed: int) -> Head:
     """Lay the head into a scanner as a careful operator would: up to 6 degrees and 8 mm off, not scaled."""
     move = random_affine(np.random.default_rng([seed, 3]), head.brain_centre, 6.0, 8.0, 0.0)
     return transform_head(head, move)
-
-
-def save_image(image: nib.Nifti1Image, path: Path) -> None:
-    """Write a .nii.gz whose bytes depend on the content only: no time, no name."""
-    buffer = io.BytesIO()
-    with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as packed:
-        packed.write(stored_bytes(image))
-    _write_bytes(path, buffer.getvalue())
 
 
 def _write_visits(
@@ -189,35 +179,26 @@ def _write_visits(
         # Pose, fields and noise depend on the scanner's name, not on the order of the command line.
         place = zlib.crc32(f"{person} {visit.scanner}".encode())
         placed = pose(head, place)
+        if truth:
+            write_pose(truth.joinpath(*parts, "anat"), "_".join(parts), head, placed)
         for sequence, run in itertools.product(visit.sequences, (1, 2) if rescan else (0,)):
             stem = "_".join(parts + ([f"run-{run}"] if run else []))
             scan = acquire(placed, scanners[visit.scanner], sequence, place, neck, noise_seed=run)
             _write_scan(out.joinpath(*parts, "anat"), stem, sequence, scan)
             if truth:
-                _write_truth(truth.joinpath(*parts, "anat"), stem, sequence, scan, head.name)
+                write_truth(truth.joinpath(*parts, "anat"), stem, sequence, placed, scan)
             shape = " x ".join(map(str, scan.image.shape))
             say(f"{stem}_{sequence}: {shape} voxels, scanner {visit.scanner}")
         if visit.session:
             sessions.append((f"ses-{visit.session}", visit.scanner))
     if sessions:
-        _write_tsv(out / sub / f"{sub}_sessions.tsv", [("session_id", "site"), *sessions])
-        _write_json(out / sub / f"{sub}_sessions.json", _SESSION_COLUMNS)
+        write_tsv(out / sub / f"{sub}_sessions.tsv", [("session_id", "site"), *sessions])
+        write_json(out / sub / f"{sub}_sessions.json", _SESSION_COLUMNS)
 
 
 def _write_scan(folder: Path, stem: str, sequence: str, scan: Acquisition) -> None:
     save_image(scan.image, folder / f"{stem}_{sequence}.nii.gz")
-    _write_json(folder / f"{stem}_{sequence}.json", scan.metadata)
-
-
-def _write_truth(folder: Path, stem: str, sequence: str, scan: Acquisition, name: str) -> None:
-    # T1w and T2w lie on different grids, so each has its own truth.
-    about = {"Description": f"Truth of {name} on the grid of the {sequence} image"}
-    mask = folder / f"{stem}_desc-brain{sequence}_mask"
-    save_image(scan.mask, mask.with_name(mask.name + ".nii.gz"))
-    _write_json(mask.with_name(mask.name + ".json"), {"Type": "Brain", **about})
-    tissue = folder / f"{stem}_desc-tissue{sequence}_dseg"
-    save_image(scan.tissue, tissue.with_name(tissue.name + ".nii.gz"))
-    _write_json(tissue.with_name(tissue.name + ".json"), about)
+    write_json(folder / f"{stem}_{sequence}.json", scan.metadata)
 
 
 def _write_description(folder: Path, name: str, kind: str) -> None:
@@ -234,26 +215,7 @@ def _write_description(folder: Path, name: str, kind: str) -> None:
     else:
         description["GeneratedBy"] = [{"Name": "truth", "Version": __version__, "Description": "mmh-simulate heads"}]
         description["SourceDatasets"] = [{"URL": "../.."}]
-    _write_json(folder / "dataset_description.json", description)
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    _write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-def _write_tsv(path: Path, rows: Iterable[Sequence[str]]) -> None:
-    _write_text(path, "".join("\t".join(row) + "\n" for row in rows))
-
-
-def _write_text(path: Path, text: str) -> None:
-    _write_bytes(path, text.encode())
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    write_json(folder / "dataset_description.json", description)
 
 
 _SAMPLE_README = """\
@@ -279,6 +241,16 @@ Every participant is one label map, scanned on every simulated scanner; sessions
 _TRUTH_README = """\
 # Truth of simulated travelling subjects
 
-For each image its true brain mask (brain and the fluid around it) and main tissue of each voxel, on the
-image's grid.
+For each image, on its grid (`*` is `T1w` or `T2w`):
+
+- `desc-brain*_mask`: true brain mask (brain and the fluid around it);
+- `desc-tissue*_dseg`: main tissue of each voxel, named in the sidecar;
+- `desc-regions*_dseg`: codes of the participant's label map (FreeSurfer's; above 500 outside the brain);
+- `desc-noisefree_*`: the image before noise and rounding, with the scanner's contrast, fields and ghosts;
+- `desc-unified_*`: the same anatomy in the unified look, 0 to 1, the same contrast for every scanner: no fields, no
+  ghosts, no noise, but this grid's partial volumes.
+
+For each session `from-scanner_to-head_mode-image_desc-pose_xfm.json`: `Matrix` (4 x 4, RAS+ millimetres) takes world
+coordinates of the session's images to those of the label map, the same for all sessions of a participant. A point p
+of session P lies in session Q at inverse(Matrix of Q) x (Matrix of P) x p.
 """

@@ -64,6 +64,8 @@ class Head:
         (3, T) factors on T1, T2 and proton density of this person.
     name
         For messages.
+    labels
+        (X, Y, Z) int16, codes of the label map that the head was made of; None where there was none.
     """
 
     first: NDArray[np.uint8]
@@ -74,6 +76,7 @@ class Head:
     weight: NDArray[np.uint8] | None = None
     scales: NDArray[np.float64] = field(default_factory=lambda: np.ones((3, len(tissues.NAMES))))
     name: str = "head"
+    labels: NDArray[np.int16] | None = None
 
     @property
     def brain_centre(self) -> NDArray[np.float64]:
@@ -191,7 +194,8 @@ def head_from_labels(path: str | Path, seed: int = 0, person_spread: bool = True
     add_fat(first, labels == _SOFT_TISSUE, spacing, rng)
     texture = smooth_noise(first.shape, (1.2 / spacing, 4.0 / spacing), rng)
     scales = tissues.person_scales(rng) if person_spread else np.ones((3, len(tissues.NAMES)))
-    return Head(first, affine, mask, texture, scales=scales, name=Path(path).name)
+    # Codes that stand for a tissue, and no others are left here, fit into 16 bits.
+    return Head(first, affine, mask, texture, scales=scales, name=Path(path).name, labels=labels.astype(np.int16))
 
 
 def add_fat(first: NDArray[np.uint8], soft: NDArray[np.bool_], spacing: float, rng: np.random.Generator) -> None:

@@ -19,6 +19,12 @@ from mmh_bids.simulate.tissues import Relaxation, relaxation
 
 SEQUENCES = ("T1w", "T2w")
 DTYPES = ("int16", "uint16", "uint8", "float32")
+#: What a scanner may serve for: models are fitted and tuned on the first only.
+USES = ("training", "testing")
+#: Image axes as BIDS names them.
+IMAGE_AXES = ("i", "j", "k")
+#: Largest amplitude of motion that still counts as mild, millimetres.
+_MOST_GHOSTING = 2.0
 _KINDS = ("mprage", "spoiled_gradient_echo", "spin_echo", "fast_spin_echo")
 #: Names of pulse sequences in sidecars.
 _SIDECAR_NAMES = {
@@ -56,6 +62,10 @@ class Protocol:
         `slope`.
     snr
         White-matter `level` over the standard deviation of the noise.
+    ghosting
+        Amplitude of the head's periodic motion during the scan, millimetres, 0 (none) to 2; see `ghosting`.
+    phase_encoding
+        Image axis of the phase encoding: ``i``, ``j`` or ``k``; along it ghosts appear. None: not told.
     """
 
     sequence: str
@@ -72,6 +82,8 @@ class Protocol:
     slope: float = 1.0
     level: float = 400.0
     snr: float = 30.0
+    ghosting: float = 0.0
+    phase_encoding: str | None = None
 
     def signals(self, tissues: Relaxation, transmit: float = 1.0) -> NDArray[np.float64]:
         """Signal of each tissue, (T,), where the transmit field is `transmit` times nominal.
@@ -124,6 +136,8 @@ class Scanner:
         Relative drop of the transmit field from the centre of the brain to 90 mm from it.
     protocols
         ``T1w`` and/or ``T2w``.
+    use
+        ``training`` or ``testing``; nothing may be fitted or tuned on a scanner for testing.
     """
 
     name: str
@@ -134,6 +148,7 @@ class Scanner:
     bias: float
     transmit: float
     protocols: Mapping[str, Protocol]
+    use: str = USES[0]
 
     def protocol(self, sequence: str) -> Protocol:
         """The protocol of ``"T1w"`` or ``"T2w"``; UsageError if the scanner has none."""
@@ -169,6 +184,8 @@ class Scanner:
             out["InversionTime"] = protocol.ti
         if protocol.echoes and protocol.sequence == "fast_spin_echo":
             out["EchoTrainLength"] = protocol.echoes
+        if protocol.phase_encoding is not None:
+            out["PhaseEncodingDirection"] = protocol.phase_encoding
         return out
 
     def changed(self, changes: Mapping[str, Mapping[str, Any]]) -> Scanner:
@@ -232,6 +249,8 @@ def _scanner(name: str, entry: dict[str, Any], source: str) -> Scanner:
     if not protocols:
         raise UsageError(f"{where}: needs a T1w or a T2w protocol; add one")
     scanner = _build(Scanner, {"name": name, "protocols": protocols, **plain}, where)
+    if scanner.use not in USES:
+        raise UsageError(f"{where}: use {scanner.use} is unknown; use one of {', '.join(USES)}")
     for protocol in protocols.values():
         try:
             protocol.signals(relaxation(scanner.field))
@@ -256,7 +275,18 @@ def _protocol(entry: dict[str, Any], where: str) -> Protocol:
         raise UsageError(f"{where}: axes {protocol.axes} must name one of R/L, one of A/P and one of S/I")
     if min(protocol.level, protocol.snr, protocol.slope) <= 0:
         raise UsageError(f"{where}: level, snr and slope must be above 0")
+    _check_ghosting(protocol, where)
     return protocol
+
+
+def _check_ghosting(protocol: Protocol, where: str) -> None:
+    amount, axis = protocol.ghosting, protocol.phase_encoding
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount <= _MOST_GHOSTING:
+        raise UsageError(f"{where}: ghosting {amount} must be a displacement from 0 to {_MOST_GHOSTING:g} mm")
+    if axis is not None and axis not in IMAGE_AXES:
+        raise UsageError(f"{where}: phase_encoding {axis} is unknown; use one of {', '.join(IMAGE_AXES)}")
+    if amount and axis is None:
+        raise UsageError(f"{where}: ghosting runs along the phase encoding; give phase_encoding as i, j or k")
 
 
 def _build(kind: Any, values: dict[str, Any], where: str) -> Any:

@@ -73,6 +73,36 @@ def test_heads_writes_a_valid_dataset_with_the_truth_beside_it(tmp_path, labels,
         "C",
     ]
     assert validate(out) == [] and validate(out / "derivatives" / "truth") == []
+    truth = sorted(path.name for path in (out / "derivatives/truth/sub-01/ses-C/anat").glob("*_run-1_*T1w*.nii.gz"))
+    kinds = ("brainT1w_mask", "noisefree_T1w", "regionsT1w_dseg", "tissueT1w_dseg", "unified_T1w")
+    assert truth == [f"sub-01_ses-C_run-1_desc-{kind}.nii.gz" for kind in kinds]
+    poses = sorted(path.name for path in (out / "derivatives" / "truth").rglob("*_xfm.json"))
+    assert poses == [f"sub-01_ses-{s}_from-scanner_to-head_mode-image_desc-pose_xfm.json" for s in "AC"]
+
+
+@pytest.mark.parametrize("use", ["training", "testing"])
+def test_scanners_are_chosen_by_their_use(tmp_path, labels, scanner_file, use):
+    out = tmp_path / "ds"
+    assert heads(out, labels, scanner_file, "--use", use, "--modalities", "T1w") == 0
+    expected = [f"ses-{scanner.name}" for scanner in load_scanners().values() if scanner.use == use]
+    assert sorted(path.name for path in (out / "sub-01").glob("ses-*")) == expected
+
+
+def test_all_scanners_are_the_default(tmp_path, labels, scanner_file):
+    assert heads(tmp_path / "ds", labels, scanner_file, "--modalities", "T2w") == 0
+    sessions = sorted(path.name for path in (tmp_path / "ds" / "sub-01").glob("ses-*"))
+    assert sessions == [f"ses-{name}" for name in load_scanners()]
+
+
+def test_a_use_that_no_scanner_has_and_a_use_beside_names(tmp_path, labels, scanner_file, capsys):
+    raw = yaml.safe_load(scanner_file.read_text())
+    scanner_file.write_text(yaml.safe_dump({"A": raw["A"]}))
+    assert heads(tmp_path / "ds", labels, scanner_file, "--use", "testing") == 2
+    err = capsys.readouterr().err
+    assert "--use testing: no scanner of the file" in err and err.count("\n") == 1
+    with pytest.raises(SystemExit) as ended:
+        heads(tmp_path / "ds", labels, scanner_file, "--use", "training", "--scanners", "A")
+    assert ended.value.code == 2 and not (tmp_path / "ds").exists()
 
 
 def test_bytes_depend_on_the_seed_only(tmp_path, labels, scanner_file):
@@ -129,7 +159,7 @@ def test_missing_and_faulty_label_maps(tmp_path, scanner_file, capsys):
 def test_scanners_are_listed(capsys):
     assert main(["scanners"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(load_scanners())
+    assert [line.split()[:2] for line in lines] == [[s.name, s.use] for s in load_scanners().values()]
 
 
 def test_sample_is_small_valid_and_as_varied_as_promised():

@@ -1,0 +1,102 @@
+"""Tests of mmh_bids.simulate.batch: the torch simulator agrees with the whole-image one."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from mmh_bids.simulate.acquire import signal_volume  # noqa: E402
+from mmh_bids.simulate.batch import Scan, brain_values, draw_scan, simulate  # noqa: E402
+from mmh_bids.simulate.modelhead import ModelHead  # noqa: E402
+from mmh_bids.simulate.phantom import Head  # noqa: E402
+from mmh_bids.simulate.scanner import load_scanners  # noqa: E402
+from mmh_bids.simulate.tissues import INDEX  # noqa: E402
+from mmh_bids.simulate.unified import unified_truth  # noqa: E402
+
+SIZE = 40
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A ball of white matter in grey matter in fluid in bone: (numpy head, torch head)."""
+    radius = np.sqrt(((np.indices((SIZE,) * 3) - (SIZE - 1) / 2) ** 2).sum(0))
+    first = np.full((SIZE,) * 3, INDEX["cortical_bone"], np.uint8)
+    for name, limit in (("fluid", 18), ("cortex", 15), ("white_matter", 11)):
+        first[radius < limit] = INDEX[name]
+    texture = np.random.default_rng(0).standard_normal(first.shape).astype(np.float32)
+    mask = radius < 18
+    head = Head(first, np.eye(4), mask, texture)
+    inside = torch.from_numpy(np.flatnonzero(mask))
+    arrays = [torch.from_numpy(a) for a in (first, texture, mask, mask & (radius > 16))]
+    return head, ModelHead(*arrays, inside, torch.eye(4), torch.full((3,), (SIZE - 1) / 2), 1.0, "ball")
+
+
+def everywhere():
+    axes = [torch.arange(float(SIZE))] * 3
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+
+def clean(scan: Scan, **changes) -> Scan:
+    """The scan without blur, field, noise and loss."""
+    plain = {"blur": (0.0, 0.0, 0.0), "bias": torch.zeros_like(scan.bias), "noise": 0.0, "lost": 0.0}
+    return dataclasses.replace(scan, **{**plain, **changes})
+
+
+def average_person(scanner, sequence):
+    """A scan of a person with the table's tissue properties."""
+
+    class Average(np.random.Generator):
+        def standard_normal(self, *args, **kwargs):
+            return np.zeros_like(super().standard_normal(*args, **kwargs))
+
+    return draw_scan(sequence, Average(np.random.PCG64(0)), scanner)
+
+
+@pytest.mark.parametrize("sequence", ["T1w", "T2w"])
+@pytest.mark.parametrize("name", ["A", "B"])
+def test_signals_are_those_of_the_whole_image_simulator(head, sequence, name):
+    scanner = load_scanners()[name]
+    volume, white = signal_volume(head[0], scanner, scanner.protocol(sequence))
+    scan = clean(average_person(scanner, sequence))
+    image, truth, brain = simulate(head[1], scan, everywhere())
+    inner = (slice(2, -2),) * 3
+    assert np.allclose(image.numpy()[inner], (volume / white)[inner], rtol=2e-3, atol=2e-3)
+    assert np.allclose(truth.numpy()[inner], unified_truth(head[0], sequence)[inner], atol=2e-3)
+    assert np.array_equal(brain.numpy()[inner] > 0.5, head[0].mask[inner])
+
+
+def test_a_cube_is_a_part_of_the_whole(head):
+    scan = clean(draw_scan("T1w", np.random.default_rng(3)), blur=(0.8, 0.5, 0.6))
+    whole = simulate(head[1], scan, everywhere())[0]
+    part = simulate(head[1], scan, everywhere()[8:32, 8:32, 16:40])[0]
+    # to the residual field's own interpolation, which is zero here, and the blur's reach
+    assert torch.allclose(whole[12:28, 12:28, 20:36], part[4:-4, 4:-4, 4:20], atol=1e-5)
+
+
+def test_noise_has_the_asked_strength_and_the_field_is_smooth(head):
+    scan = clean(draw_scan("T1w", np.random.default_rng(3)), noise=0.05)
+    generator = torch.Generator().manual_seed(0)
+    noisy = simulate(head[1], scan, everywhere(), generator)[0]
+    quiet = simulate(head[1], clean(scan), everywhere())[0]
+    white = head[1].tissue == INDEX["white_matter"]
+    assert float((noisy - quiet)[white].std()) == pytest.approx(0.05, rel=0.1)
+    weights = torch.zeros_like(scan.bias)
+    weights[0] = 1.0
+    uneven = simulate(head[1], clean(scan, bias=weights), everywhere())[0]
+    ratio = (uneven / quiet)[white]
+    assert float(ratio.std()) > 0.02
+    assert float(torch.diff((uneven / quiet)[10:30, 20, 20]).abs().max()) < 0.05
+
+
+def test_statistics_come_from_the_brain_alone(head):
+    scan = clean(draw_scan("T1w", np.random.default_rng(5)))
+    values, truth = brain_values(head[1], dataclasses.replace(scan, blur=(0.3,) * 3), np.random.default_rng(0), 5000)
+    image, ideal, _ = simulate(head[1], scan, everywhere())
+    assert values.numel() == truth.numel() == 5000
+    assert float(values.mean()) == pytest.approx(float(image[head[1].mask].mean()), rel=0.05)
+    assert float(truth.mean()) == pytest.approx(float(ideal[head[1].mask].mean()), rel=0.05)
+    lost = dataclasses.replace(scan, lost=1.0)
+    fewer = brain_values(head[1], lost, np.random.default_rng(0), 5000)[0]
+    assert fewer.numel() < 5000 and float(fewer.mean()) > float(values.mean())
