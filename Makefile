@@ -25,7 +25,8 @@ PIP := $(BIN)/python -m pip install -q -c $(CONSTRAINTS)
 METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 
 .PHONY: help demo test test-slow test-real lint types validate sample picture \
-	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real env env-test torch clean
+	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-travelling \
+	train-light env env-test torch clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{ printf "  %-24s %s\n", $$1, $$2 }'
@@ -87,6 +88,15 @@ benchmark-methods: env  ## the classical methods on the sample's travelling subj
 benchmark-real: env-test  ## the promises of the README on the real heads in $$MMH_SHARED
 	rm -rf build/real
 	$(BIN)/python benchmarks/real_heads.py build/real
+
+benchmark-travelling: env-test  ## methods on the same simulated people on four scanners; hours on two cores, resumes
+	$(BIN)/python benchmarks/travelling.py
+
+# Heads 13 to 16 are for the benchmark; 04 and 09 are held out of the training.
+train-light: env-test  ## train the bundle mmh-light into build/mmh-light; an hour on two cores, resumes
+	$(BIN)/mmh-train global $(wildcard $(addprefix $(MMH_SHARED)/data/labelmaps/head-,$(addsuffix _dseg.nii.gz,01 02 03 04 05 06 07 08 09 10 11 12))) \
+	  --held-out head-04 head-09 --output build/mmh-light --work build/train-light --overwrite \
+	  --source "Label maps of SynthSeg's training set (Apache-2.0, Billot et al. 2023)."
 
 clean:  ## remove the environment and everything made here
 	rm -rf $(VENV) demo work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,7 +24,8 @@ else:
 class Settings:
     """One field a flag of ``mmh``; see ``mmh --help`` for what each means.
 
-    Labels carry no ``sub-``/``ses-`` prefix. `mem_gb` None = what the machine has. `derivatives`: (name, path) pairs.
+    Labels carry no ``sub-``/``ses-`` prefix. `model` empty = the shipped bundle of the method. `mem_gb` None = what the
+    machine has. `derivatives`: (name, path) pairs.
     """
 
     bids_dir: Path
@@ -41,8 +42,8 @@ class Settings:
     site_from: str = "auto"
     site_column: str = "site"
     # processing
-    method: str = "zscore"
-    model: str = "classic"
+    method: str = "mmh-light"
+    model: str = ""
     target: str = "unified"
     skull_strip: str = "auto"
     skull: str = "strip"

@@ -34,11 +34,10 @@ def declared(metadata):
     return {canonicalize_name(item.name) for item in _requirements(metadata["options"]["install_requires"])}
 
 
-@pytest.fixture(scope="module")
-def imported(repo_root):
-    """Distributions whose modules mmh_bids imports, anywhere in a file."""
+def _imported(paths):
+    """Distributions whose modules these files import, anywhere in a file."""
     modules = set()
-    for path in (repo_root / "mmh_bids").rglob("*.py"):
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 modules |= {alias.name.partition(".")[0] for alias in node.names}
@@ -47,6 +46,18 @@ def imported(repo_root):
     modules -= sys.stdlib_module_names | {"mmh_bids", "tomllib"}
     owners = packages_distributions()
     return {canonicalize_name(owners.get(module, [module])[0]) for module in modules}
+
+
+@pytest.fixture(scope="module")
+def imported(repo_root):
+    """Distributions that mmh_bids imports where no training is asked for."""
+    package = repo_root / "mmh_bids"
+    return _imported(path for path in package.rglob("*.py") if package / "training" not in path.parents)
+
+
+def test_training_imports_what_its_extra_declares(repo_root, metadata, declared):
+    extra = {canonicalize_name(item.name) for item in _requirements(metadata["options.extras_require"]["train"])}
+    assert _imported((repo_root / "mmh_bids" / "training").rglob("*.py")) <= declared | extra
 
 
 def test_every_import_is_declared(imported, declared):

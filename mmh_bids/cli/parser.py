@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmh_bids import __version__
-from mmh_bids.errors import UsageError
+from mmh_bids.errors import BundleError, UsageError
 from mmh_bids.settings import Settings
 
 _UNITS = {"": 1e-3, "K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}
@@ -79,7 +79,24 @@ def model(text: str) -> str:
     """A shipped bundle's name stays; a folder becomes absolute, as the steps run in folders of their own."""
     from mmh_bids.models.bundle import shipped_names
 
-    return text if text in shipped_names() or not _path(text).is_dir() else str(_path(text))
+    return text if not text or text in shipped_names() or not _path(text).is_dir() else str(_path(text))
+
+
+def method_of(model: str) -> str:
+    """Method for a bundle when none is asked for: the default if the bundle serves it, else z-scoring, else its first.
+
+    A bundle that cannot be opened gets the default: what is wrong with it is said when it is used.
+
+    >>> method_of("mmh-light"), method_of("classic"), method_of("/nowhere")
+    ('mmh-light', 'zscore', 'mmh-light')
+    """
+    from mmh_bids.models.bundle import open_bundle
+
+    try:
+        methods = open_bundle(model).methods
+    except BundleError:
+        return Settings.method
+    return next((name for name in (Settings.method, "zscore", *methods) if name in methods), Settings.method)
 
 
 def target(text: str) -> str:
@@ -181,9 +198,9 @@ def _processing(group: Any) -> None:
     add(
         "--method",
         metavar="NAME",
-        help=f"harmonizer: none, zscore, whitestripe, nyul, histmatch ... (default {Settings.method})",
+        help=f"harmonizer: none, mmh-light, zscore, whitestripe, nyul, histmatch ... (default {Settings.method})",
     )
-    add("--model", type=model, metavar="NAME|DIR", help=f"model bundle, shipped or your own (default {Settings.model})")
+    add("--model", type=model, metavar="NAME|DIR", help="model bundle, shipped or your own (default: the method's)")
     add("--target", type=target, metavar="TARGET", help="unified (default), site:LABEL or image:PATH")
     add(
         "--skull-strip",
@@ -313,6 +330,8 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     values.setdefault("work_dir", Path("work").absolute())
     values.setdefault("nprocs", 1 if values.get("low_mem") else available_cpus())
+    if "model" in values and "method" not in values:
+        values["method"] = method_of(values["model"])
     return Settings(**values)
 
 

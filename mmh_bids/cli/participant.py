@@ -137,7 +137,14 @@ def mark_done(runs: Sequence[Run], jobs: dict[str, Job], study: Study) -> list[R
         if job and records.fingerprint_on_disk(OutputPaths(settings.output_dir, run), spaces) == job.fingerprint:
             run = dataclasses.replace(run, action="done", reason="the output is there already")
         out.append(run)
-    return out
+    # A T2w that is not done borrows from its T1w as in any other call, or a resumed one would give it another mask.
+    wanted = {jobs[run.key].partner for run in out if run.action == "harmonize" and run.key in jobs}
+    return [
+        dataclasses.replace(run, action="harmonize", reason="its T2w borrows from it")
+        if run.action == "done" and run.key in wanted
+        else run
+        for run in out
+    ]
 
 
 def echo(settings: Settings, study: Study, runs: Sequence[Run]) -> None:

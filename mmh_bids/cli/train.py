@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mmh_bids import __version__
-from mmh_bids.errors import EXIT_OK, MmhError
+from mmh_bids.errors import EXIT_OK, MmhError, UsageError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +40,61 @@ def build_parser() -> argparse.ArgumentParser:
     standards.add_argument("--source", metavar="TEXT", default="", help="where the images come from, for the card")
     standards.add_argument("--overwrite", action="store_true", help="replace the bundle that is in FOLDER")
     standards.set_defaults(run=_standards)
+    _add_global(commands)
     return parser
+
+
+def _add_global(commands: argparse._SubParsersAction) -> None:
+    stage = commands.add_parser(
+        "global",
+        help="train stage 1 of MMH: any scan to one unified look",
+        description="Train stage 1 of MMH and write a bundle for mmh --model FOLDER. Interrupt it whenever you like: "
+        "the same command goes on where it was. "
+        "mmh-light learns from label maps (FreeSurfer codes, above 500 outside the brain), which it scans on simulated "
+        "scanners; mmh-diffusion from the images that 'mmh BIDS_DIR DERIVATIVE_DIR participant --method none' writes.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = stage.add_argument
+    add("images", metavar="LABELS|DERIVATIVE_DIR", nargs="+", type=Path, help="label maps, or output folders of mmh")
+    add("--method", choices=["mmh-light", "mmh-diffusion"], default="mmh-light", help="what to train")
+    add("--held-out", metavar="NAME", nargs="+", required=True, help="head-04 ... or sub-03 ...: for validation only")
+    add("--output", metavar="FOLDER", type=Path, required=True, help="folder of the new bundle")
+    add("--work", metavar="FOLDER", type=Path, required=True, help="checkpoint, log.csv, TensorBoard, pictures")
+    add("--name", default="", help="name of the bundle (default: the folder's)")
+    add("--steps", type=int, default=1800, help="optimizer steps")
+    add("--learning-rate", type=float, default=1.2e-3, help="at its top")
+    add("--batch", type=int, default=2, help="images a step")
+    add("--filters", type=int, default=16, help="channels of the light network at 2 mm")
+    add("--patch", type=int, default=96, help="edge of the cubes (mm) that the light network is trained on")
+    add("--factor", type=int, default=2, help="the diffusion averages so many voxels along each axis")
+    add("--crop", type=int, help="edge of the cubes that the diffusion is trained on (default: whole volumes)")
+    add("--sampler", default="paper", help="of the diffusion: paper, or a number of steps")
+    add("--validate-every", type=int, default=150, help="steps between validations")
+    add("--seed", type=int, default=0, help="seed of weights and data")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--precision", default="32-true", choices=["32-true", "16-mixed", "bf16-mixed"], help="of the computations")
+    add("--workers", type=int, default=1, help="processes that prepare the heads")
+    add("--source", metavar="TEXT", default="", help="where the images come from, for the card")
+    add("--overwrite", action="store_true", help="replace the bundle that is in FOLDER")
+    stage.set_defaults(run=_global)
+
+
+def _global(options: argparse.Namespace) -> None:
+    try:
+        from mmh_bids.training.loop import Interrupted
+    except ImportError as error:
+        raise UsageError(f"training needs {error.name}: pip install 'mmh_bids[train]'") from None
+    from mmh_bids.training.stage_one import Request, train_global
+
+    values = {key: value for key, value in vars(options).items() if key != "run"}
+    for key in ("images", "held_out"):
+        values[key] = tuple(values[key])
+    values["name"] = options.name or options.output.name
+    try:
+        bundle = train_global(Request(**values))
+    except Interrupted as stopped:
+        raise UsageError(str(stopped)) from None
+    print(f"{bundle.folder}: bundle {bundle.name}, held-out {json.dumps(dict(bundle.card['metrics']))}")
 
 
 def _standards(options: argparse.Namespace) -> None:

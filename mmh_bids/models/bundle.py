@@ -152,6 +152,20 @@ def shipped_names() -> list[str]:
     return sorted(path.parent.name for path in shipped_folder().glob(f"*/{CARD}"))
 
 
+#: Which shipped bundle a method uses where none is asked for; the rest use `DEFAULT_BUNDLE`.
+_BUNDLE_OF_METHOD = {"mmh-light": "mmh-light", "mmh-diffusion": "mmh-diffusion"}
+DEFAULT_BUNDLE = "classic"
+
+
+def bundle_of(method: str) -> str:
+    """Name of the shipped bundle for a method.
+
+    >>> bundle_of("mmh-light"), bundle_of("nyul"), bundle_of("none")
+    ('mmh-light', 'classic', 'classic')
+    """
+    return _BUNDLE_OF_METHOD.get(method, DEFAULT_BUNDLE)
+
+
 def open_bundle(name_or_path: str | Path) -> Bundle:
     """Open and verify a bundle: every file is there, whole, and the one it was published as.
 

@@ -74,7 +74,13 @@ METHODS = {
     "histmatch": (
         "The histogram inside the brain mask was matched to that of the reference with {SimpleITK} [@simpleitk]."
     ),
-    "mmh": ("Images were harmonized with a diffusion model guided by style-free image gradients (MMH [@mmh])."),
+    "mmh-light": (
+        "Images were brought to one unified look per sequence in a single pass of a small convolutional network that "
+        "is conditioned on image gradients and whole-brain statistics (MMH-light, after MMH [@mmh]): intensity curves "
+        "whose coefficients vary smoothly over the brain (a bilateral grid [@bilateralgrid]) plus a small change at "
+        "full resolution, trained on travelling subjects simulated with MR signal equations."
+    ),
+    "mmh-diffusion": "Images were harmonized with a diffusion model guided by style-free image gradients (MMH [@mmh]).",
 }
 
 

@@ -15,7 +15,7 @@ from mmh_bids.errors import ImageError, UsageError
 from mmh_bids.harmonizers.base import find_method
 from mmh_bids.harmonizers.standard import bundle_standards
 from mmh_bids.image.grid import TEMPLATE_SPACE, template_path
-from mmh_bids.models.bundle import Bundle, open_bundle
+from mmh_bids.models.bundle import Bundle, bundle_of, open_bundle
 from mmh_bids.settings import Settings
 
 
@@ -52,7 +52,7 @@ class Study:
             Unknown method, unusable bundle, target or output space.
         """
         method = find_method(settings.method)
-        bundle = open_bundle(settings.model)
+        bundle = open_bundle(settings.model or bundle_of(settings.method))
         bundle.require(settings.method)
         harmonizer = method.load(bundle, "cpu")
         sequences = [sequence for sequence in settings.modalities if sequence in harmonizer.sequences]
@@ -68,6 +68,11 @@ class Study:
             quantiles={sequence: values for sequence, values in quantiles.items() if values},
             reference_sha256=sha256_file(reference) if reference else "",
         )
+
+    @property
+    def model(self) -> str:
+        """Name or path of the bundle."""
+        return self.settings.model or bundle_of(self.settings.method)
 
     @property
     def lock_dir(self) -> Path:

@@ -250,6 +250,20 @@ def test_one_participant_alone_gives_the_same_bytes(study, life):
 
 
 @pytest.mark.slow
+def test_a_t2w_left_over_borrows_from_its_finished_t1w_as_before(study, tmp_path):
+    """A call that died between T1w and T2w: the next one must not mask the T2w in another way."""
+    root, out, words, *_ = study
+    again = tmp_path / "out"
+    shutil.copytree(out, again)
+    for path in again.glob("sub-01/ses-A/**/*T2w*"):
+        path.unlink()
+    call = mmh(root, again, *words, "-w", tmp_path / "work", "--participant-label", "01", "--session-label", "A")
+    assert call.code == 0, call.err
+    assert "2 image(s) to harmonize, 0 done before" in call.err
+    assert _hashes(again, "sub-01/") == _hashes(out, "sub-01/")
+
+
+@pytest.mark.slow
 def test_lost_figure_and_lost_image_are_made_again(life):
     call, out, _ = life
     before = _hashes(out)

@@ -26,7 +26,7 @@ FLAGS = {
     "--site-from session": {"site_from": "session"},
     "--site-column scanner": {"site_column": "scanner"},
     "--method nyul": {"method": "nyul"},
-    "--model classic": {"model": "classic"},
+    "--model mmh-light": {"model": "mmh-light"},
     "--target site:A": {"target": "site:A"},
     "--target image:a.nii": {"target": f"image:{Path.cwd() / 'a.nii'}"},
     "--skull-strip force": {"skull_strip": "force"},
@@ -178,3 +178,9 @@ def test_unusable_configuration_file(tmp_path, content, message):
         parse([*BASE, "--config-file", str(file)])
     assert str(caught.value).startswith(f"--config-file {file}: ") and message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bundle_brings_its_method():
+    assert parse([*BASE, "--model", "classic"]).method == "zscore"
+    assert parse([*BASE, "--model", "classic", "--method", "nyul"]).method == "nyul"
+    assert parse([*BASE, "--model", "/nowhere"]).method == _defaults().method

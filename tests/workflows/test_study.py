@@ -121,7 +121,7 @@ def test_without_a_home_the_work_directory_has_the_cache(tmp_path, monkeypatch):
 
 def test_prepare(asked):
     study = Study.prepare(dataclasses.replace(asked, output_spaces=("MNI152NLin2009aSym",)))
-    assert study.bundle.name == "classic"
+    assert study.bundle.name == "mmh-light"
     assert [space.name for space in study.spaces] == ["MNI152NLin2009aSym:res-1"]
     assert set(study.quantiles) == {"T1w", "T2w"}
     for values in study.quantiles.values():

@@ -1,0 +1,214 @@
+"""``mmh-train global``: stage 1 from the first image to the bundle, for the light network and for the diffusion."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmh_bids.errors import UsageError
+from mmh_bids.models.bundle import Bundle
+
+#: What the diffusion's network looks like when nothing else is asked for: affordable on a CPU at factor 2.
+SMALL_NETWORK = {
+    "channels": [16, 32, 64, 64],
+    "attention_levels": [False, False, False, True],
+    "num_head_channels": 16,
+    "norm_num_groups": 8,
+    "num_res_blocks": 1,
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``mmh-train global`` was asked for.
+
+    Attributes
+    ----------
+    method
+        ``mmh-light`` or ``mmh-diffusion``.
+    images
+        Label maps (light), or output folders of ``mmh --method none`` (diffusion).
+    held_out
+        Names of label maps (``head-04``) or participants (``sub-03``) to validate on, never trained on.
+    output, work
+        Folder of the bundle; folder of checkpoint, log and pictures, which a second call goes on from.
+    name, overwrite, source
+        Of the bundle, see `write_bundle`; where the images come from, for the card.
+    steps, learning_rate, batch, seed
+        Of the training.
+    filters, patch
+        Of the light network: channels at 2 mm, edge of the cubes in mm.
+    factor, crop, sampler
+        Of the diffusion: shrinking, cube, sampler (``paper`` or a number of steps).
+    validate_every
+        Steps between validations.
+    device, precision, workers
+        ``auto``, ``cpu`` or ``cuda[:N]``; Lightning's precision; processes that prepare heads.
+    """
+
+    method: str
+    images: tuple[Path, ...]
+    held_out: tuple[str, ...]
+    output: Path
+    work: Path
+    name: str
+    steps: int
+    learning_rate: float
+    batch: int
+    filters: int
+    patch: int
+    seed: int
+    validate_every: int
+    factor: int
+    crop: int | None
+    sampler: str
+    device: str
+    precision: str
+    workers: int
+    source: str
+    overwrite: bool
+
+
+def train_global(request: Request, say: Callable[[str], None] = print) -> Bundle:
+    """Train and write the bundle.
+
+    Raises
+    ------
+    UsageError
+        Nothing to train on, too little memory, or a work folder of another training.
+    Interrupted
+        After SIGINT or SIGTERM; the same request goes on.
+    """
+    if request.output.exists() and not request.overwrite:
+        raise UsageError(f"--output {request.output}: exists already; choose another folder or give --overwrite")
+    return _train_light(request, say) if request.method == "mmh-light" else _train_diffusion(request, say)
+
+
+def _train_light(request: Request, say: Callable[[str], None]) -> Bundle:
+    from mmh_bids.simulate.modelhead import make_heads
+    from mmh_bids.training.light import LightRecipe
+    from mmh_bids.training.light_bundle import write_light
+    from mmh_bids.training.memory import require_memory
+
+    names = [_head(path) for path in request.images]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"{', '.join(twice)}: several label maps begin so; name each file differently up to the first _"
+        )
+    train, validation = _split(request, request.images, names)
+    fabric = _fabric(request)
+    require_memory(1.0 + 1.2 * request.batch, fabric.device, "lower --batch or --filters")
+    say(f"{len(request.images)} label maps are laid into the model grid")
+    files = dict(
+        zip(request.images, make_heads(request.images, request.work / "heads", 0, request.workers), strict=True)
+    )
+    recipe = LightRecipe(
+        [files[path] for path in train], [files[path] for path in validation],
+        filters=request.filters, patch=request.patch, batch=request.batch,
+    )  # fmt: skip
+    plan = _plan(request)
+    facts = {
+        "recipe": "mmh-light",
+        "train": [p.name for p in train],
+        "validation": [p.name for p in validation],
+        "filters": request.filters,
+        "patch": request.patch,
+        "batch": request.batch,
+    }
+    network = _fit(recipe, plan, request, fabric, facts, say)
+    unified = {sequence: tuple(row) for sequence, row in zip(("T1w", "T2w"), network.unified.tolist(), strict=True)}
+    network_card = {"filters": request.filters, "knots": recipe.knots, "unified": unified}
+    data = f"Simulated scans of {len(train)} label maps on scanners drawn at random. {request.source}".strip()
+    return write_light(
+        request.output, request.name, network, network_card, [files[p] for p in train], {**facts, "plan": asdict(plan)},
+        data, last_validation(request.work / "log.csv"), request.overwrite,
+    )  # fmt: skip
+
+
+def _train_diffusion(request: Request, say: Callable[[str], None]) -> Bundle:
+    from mmh_bids.training.diffusion import DiffusionRecipe
+    from mmh_bids.training.diffusion_bundle import write_stage_one
+    from mmh_bids.training.standards import find_samples
+
+    samples = find_samples(request.images)
+    train, validation = _split(request, samples, [_participant(sample.path) for sample in samples])
+    sampler: dict[str, Any] = {"name": "paper"}
+    if request.sampler != "paper":
+        sampler = {"name": "plain", "steps": int(request.sampler)}
+    fabric = _fabric(request)
+    recipe = DiffusionRecipe(
+        train, validation, SMALL_NETWORK, sampler, request.factor, request.crop, request.batch,
+        mixed="mixed" in request.precision,
+    )  # fmt: skip
+    recipe.check_memory(fabric.device)
+    plan = _plan(request)
+    network = _fit(recipe, plan, request, fabric, recipe.facts, say)
+    metrics = last_validation(request.work / "log.csv")
+    return write_stage_one(request.output, request.name, network, recipe, request.source, metrics, request.overwrite)
+
+
+def _fit(
+    recipe: Any, plan: Any, request: Request, fabric: Any, facts: dict[str, Any], say: Callable[[str], None]
+) -> Any:
+    from mmh_bids.training.loop import fit
+
+    return fit(recipe, plan, request.work, fabric, facts, say)
+
+
+def _plan(request: Request) -> Any:
+    from mmh_bids.training.loop import Plan
+
+    return Plan(
+        request.steps, request.learning_rate, seed=request.seed, validate_every=request.validate_every,
+        warmup=min(20, request.steps),
+    )  # fmt: skip
+
+
+def _fabric(request: Request) -> Any:
+    """Lightning Fabric on one device, launched."""
+    from lightning.fabric import Fabric
+
+    from mmh_bids.interfaces.child import resolve_device
+
+    device = resolve_device(request.device)
+    kind, _, number = device.partition(":")
+    devices: Any = 1 if kind == "cpu" or not number else [int(number)]
+    fabric = Fabric(accelerator=kind, devices=devices, precision=request.precision)  # type: ignore[arg-type]
+    fabric.launch()
+    return fabric
+
+
+def _split(request: Request, items: Sequence[Any], names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    """What is trained on, and what is held out; UsageError if a name is unknown or a part is empty."""
+    unknown = sorted(set(request.held_out) - set(names))
+    if unknown:
+        raise UsageError(f"--held-out {' '.join(unknown)}: unknown; there are {', '.join(sorted(set(names)))}")
+    train = [item for item, name in zip(items, names, strict=True) if name not in request.held_out]
+    validation = [item for item, name in zip(items, names, strict=True) if name in request.held_out]
+    if not train or not validation:
+        raise UsageError("--held-out: name some, and not all, of what was given: the rest is trained on")
+    return train, validation
+
+
+def _head(path: Path) -> str:
+    return path.name.split("_")[0].split(".")[0]
+
+
+def _participant(path: Path) -> str:
+    found = re.match(r"sub-[A-Za-z0-9]+", path.name)
+    return found[0] if found else path.name
+
+
+def last_validation(path: Path) -> dict[str, float]:
+    """The last validation in a training's ``log.csv``, by name; empty if there is none."""
+    if not path.is_file():
+        return {}
+    with open(path, newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["name"].startswith("validation/")]
+    last = max((int(row["step"]) for row in rows), default=0)
+    return {row["name"].removeprefix("validation/"): float(row["value"]) for row in rows if int(row["step"]) == last}

@@ -1,0 +1,135 @@
+"""Tests of mmh_bids.training.loop and checkpoint: a training is the same, interrupted or not."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+fabric_module = pytest.importorskip("lightning.fabric")
+
+from mmh_bids.errors import UsageError  # noqa: E402
+from mmh_bids.training.checkpoint import load_checkpoint, read_facts, save_checkpoint  # noqa: E402
+from mmh_bids.training.loop import CHECKPOINT, Interrupted, Plan, all_parameters, fit  # noqa: E402
+
+
+class Line:
+    """Learns y = 2 x + 1 from noisy points, with a dropout that draws from torch's generator."""
+
+    def __init__(self, stop_at=None, number=signal.SIGTERM):
+        self.calls, self.stop_at, self.number, self.validated = 0, stop_at, number, []
+
+    def build(self):
+        return torch.nn.Sequential(
+            torch.nn.Linear(1, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 1)
+        )
+
+    def groups(self, network):
+        return all_parameters(network)
+
+    def losses(self, network, rng, device):
+        self.calls += 1
+        if self.calls == self.stop_at:
+            os.kill(os.getpid(), self.number)
+        x = torch.from_numpy(rng.standard_normal((16, 1))).float().to(device)
+        return {"loss": (network(x) - 2 * x - 1).square().mean()}
+
+    def validate(self, network, device, folder, step):
+        self.validated.append(step)
+        x = torch.linspace(-1, 1, 9)[:, None]
+        return {"error": float((network(x) - 2 * x - 1).abs().mean())}
+
+
+@pytest.fixture
+def fabric():
+    made = fabric_module.Fabric(accelerator="cpu", devices=1)
+    made.launch()
+    return made
+
+
+PLAN = Plan(steps=30, learning_rate=0.05, warmup=3, validate_every=10, checkpoint_seconds=1e9)
+
+
+def weights(network):
+    return {key: value.numpy() for key, value in network.state_dict().items()}
+
+
+def quiet(line):
+    del line
+
+
+def test_it_learns_and_logs(tmp_path, fabric):
+    recipe = Line()
+    network = fit(recipe, Plan(steps=300, learning_rate=0.05, average=0.9), tmp_path, fabric, {}, quiet)
+    x = torch.tensor([[0.5]])
+    assert abs(float(network(x)) - 2) < 0.5
+    rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert rows[0] == "step,name,value" and any(",validation/error," in row for row in rows)
+    assert recipe.validated == [100, 200, 300]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "number"), [(1, signal.SIGTERM), (7, signal.SIGINT), (13, signal.SIGTERM), (29, signal.SIGTERM)]
+)
+def test_an_interrupted_training_ends_at_the_same_weights(tmp_path, fabric, stop_at, number):
+    whole = weights(fit(Line(), PLAN, tmp_path / "whole", fabric, {}, quiet))
+    with pytest.raises(Interrupted, match=f"step {stop_at} of 30"):
+        fit(Line(stop_at, number), PLAN, tmp_path / "cut", fabric, {}, quiet)
+    said = []
+    again = weights(fit(Line(), PLAN, tmp_path / "cut", fabric, {}, said.append))
+    assert said[0] == f"resumed at step {stop_at}"
+    for key, value in whole.items():
+        assert np.array_equal(value, again[key]), key
+
+
+def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path, fabric):
+    """Killed means: no last checkpoint was written; what counts is the one before."""
+
+    class Killed(Line):
+        def losses(self, network, rng, device):
+            if self.calls == 20:
+                raise RuntimeError("killed")
+            return super().losses(network, rng, device)
+
+    plan = Plan(steps=30, learning_rate=0.05, warmup=3, validate_every=10, checkpoint_seconds=0)
+    whole = weights(fit(Line(), plan, tmp_path / "whole", fabric, {}, quiet))
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(Killed(), plan, tmp_path / "cut", fabric, {}, quiet)
+    assert read_facts(tmp_path / "cut" / CHECKPOINT)["step"] == 20
+    again = weights(fit(Line(), plan, tmp_path / "cut", fabric, {}, quiet))
+    for key, value in whole.items():
+        assert np.array_equal(value, again[key]), key
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, fabric):
+    with pytest.raises(Interrupted):
+        fit(Line(5), PLAN, tmp_path, fabric, {"data": "a"}, quiet)
+    with pytest.raises(UsageError, match="other data"):
+        fit(Line(), PLAN, tmp_path, fabric, {"data": "b"}, quiet)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, fabric, damage):
+    with pytest.raises(Interrupted):
+        fit(Line(5), PLAN, tmp_path, fabric, {}, quiet)
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:200] if damage == "cut" else b"not a checkpoint")
+    with pytest.raises(UsageError, match=CHECKPOINT):
+        fit(Line(), PLAN, tmp_path, fabric, {}, quiet)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "a.safetensors", {"network": torch.nn.Linear(2, 2)}, {}, {"step": 1})
+    with pytest.raises(UsageError, match="another network"):
+        load_checkpoint(tmp_path / "a.safetensors", {"network": torch.nn.Linear(3, 2)}, {})
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, fabric):
+    class Broken(Line):
+        def losses(self, network, rng, device):
+            return {"loss": super().losses(network, rng, device)["loss"] * float("nan")}
+
+    with pytest.raises(UsageError, match="loss is nan at step 0"):
+        fit(Broken(), PLAN, tmp_path, fabric, {}, quiet)
