@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
@@ -94,6 +94,24 @@ class Harmonizer(Protocol):
             Seed of every random draw.
         """
         ...
+
+
+def check_unified(method: str, model: str, known: Sequence[str], target: str, sequence: str) -> None:
+    """Raise UsageError unless `target` is ``unified`` and `sequence` is `known` to the model."""
+    if target != "unified":
+        raise UsageError(
+            f"--target {target}: --method {method} brings images to unified only; drop --target, or take --method "
+            "histmatch or nyul"
+        )
+    if sequence not in known:
+        raise UsageError(f"model {model} knows {', '.join(known)} only; drop the {sequence} images")
+
+
+def check_shapes(volume: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return the mask as bool; ValueError unless volume is (1, X, Y, Z) of the mask's (X, Y, Z)."""
+    if volume.shape != (1, *mask.shape):
+        raise ValueError(f"volume {volume.shape} must be (1, X, Y, Z) of the mask's shape {mask.shape}")
+    return np.asarray(mask, dtype=bool)
 
 
 def method_names() -> list[str]:

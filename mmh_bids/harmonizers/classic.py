@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmh_bids.errors import BundleError, ImageError, UsageError
-from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result
+from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result, check_shapes
 from mmh_bids.harmonizers.standard import (
     NYUL_PERCENTILES,
     Intensities,
@@ -91,9 +91,7 @@ class _Classic(ABC):
         ImageError
             An empty or tiny mask, no contrast, or values that are not finite.
         """
-        mask = np.asarray(mask, dtype=bool)
-        if volume.shape != (1, *mask.shape):
-            raise ValueError(f"volume {volume.shape} must be (1, X, Y, Z) of the mask's shape {mask.shape}")
+        mask = check_shapes(volume, mask)
         standard = self._standard(sequence, target, reference)
         sample = brain_sample(brain_values(volume[0], mask))
         x, y, details = self.curve(sample, standard, sequence)

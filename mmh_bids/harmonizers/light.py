@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mmh_bids.errors import BundleError, ImageError, UsageError
-from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result
+from mmh_bids.errors import BundleError, ImageError
+from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result, check_shapes, check_unified
 from mmh_bids.harmonizers.standard import brain_values
 from mmh_bids.models.bundle import Bundle
 
@@ -48,15 +48,7 @@ class MmhLight:
 
     def check_target(self, target: str, sequence: str) -> None:
         """Raise UsageError unless `target` is ``unified`` and the bundle knows `sequence`."""
-        if target != "unified":
-            raise UsageError(
-                f"--target {target}: --method {self.name} brings images to unified only; drop --target, or take "
-                "--method histmatch or nyul"
-            )
-        if sequence not in self.sequences:
-            raise UsageError(
-                f"model {self.bundle.name} knows {', '.join(self.sequences)} only; drop the {sequence} images"
-            )
+        check_unified(self.name, self.bundle.name, self.sequences, target, sequence)
 
     def harmonize(
         self,
@@ -83,9 +75,7 @@ class MmhLight:
         import torch
 
         self.check_target(target, sequence)
-        mask = np.asarray(mask, dtype=bool)
-        if volume.shape != (1, *mask.shape):
-            raise ValueError(f"volume {volume.shape} must be (1, X, Y, Z) of the mask's shape {mask.shape}")
+        mask = check_shapes(volume, mask)
         values = brain_values(volume[0], mask)
         if float(np.ptp(values)) <= 1e-6 * float(np.abs(values).max()):
             raise ImageError("the brain has one and the same intensity all over, so there is no contrast to harmonize")
@@ -106,7 +96,7 @@ class MmhLight:
         box = network_box(mask)
         half = tuple(slice(side.start // 2, side.stop // 2) for side in box)
         style = measure_style(torch.from_numpy(np.ascontiguousarray(values)).to(self.device), sequence)
-        place = place_in_grid(tuple(size + size % 2 for size in mask.shape))[(slice(None), *half)]
+        place = place_in_grid(mask.shape)[(slice(None), *half)]
         arrays = (np.where(mask, volume, 0)[box], mask[box].astype(np.float32))
         image, brain = (torch.from_numpy(np.ascontiguousarray(values))[None, None] for values in arrays)
         with torch.no_grad():

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmh_bids.errors import BundleError, ImageError, UsageError
-from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result
+from mmh_bids.errors import BundleError, ImageError
+from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result, check_shapes, check_unified
 from mmh_bids.models.bundle import Bundle
 from mmh_bids.models.memory import inference_gb
 
@@ -67,12 +67,7 @@ class Mmh:
 
     def check_target(self, target: str, sequence: str) -> None:
         """Raise UsageError unless `target` is ``unified`` and the bundle knows `sequence`."""
-        if target != "unified":
-            raise UsageError(f"--target {target}: --method {self.name} brings images to unified only; drop --target")
-        if sequence not in self.styles:
-            raise UsageError(
-                f"model {self.bundle.name} knows {', '.join(self.styles)} only; drop the {sequence} images"
-            )
+        check_unified(self.name, self.bundle.name, self.sequences, target, sequence)
 
     def harmonize(
         self,
@@ -98,9 +93,7 @@ class Mmh:
             No brain in the mask, or no memory left on the GPU.
         """
         self.check_target(target, sequence)
-        mask = np.asarray(mask, dtype=bool)
-        if volume.shape != (1, *mask.shape):
-            raise ValueError(f"volume {volume.shape} must be (1, X, Y, Z) of the mask's shape {mask.shape}")
+        mask = check_shapes(volume, mask)
         if not mask.any() or not np.isfinite(volume).all():
             raise ImageError("the preprocessed image has no brain, or NaN or infinite values; check image and mask")
         import torch

@@ -21,12 +21,8 @@ from torch.nn import functional
 
 SEQUENCES = ("T1w", "T2w")
 N_QUANTILES = 32
-#: Sizes of a volume must divide by this.
-DIVISOR = 8
-#: Units (standard deviations of the brain) in which gradients saturate.
-_GRADIENT_UNIT = 1.0
 #: What the last layers' output is multiplied by, so that one step of Adam moves an image by hundredths.
-_STEP, _EVERYWHERE = 0.1, 1.0
+_STEP = 0.1
 
 
 @dataclass(frozen=True)
@@ -116,8 +112,8 @@ def scored(image: torch.Tensor, style: Style) -> torch.Tensor:
 def gradient(z: torch.Tensor) -> torch.Tensor:
     """Mean of the signed forward differences along the three axes, 0.5 tanh; (B, 1, X, Y, Z) to the same.
 
-    As MMH's condition, but in units of the whole brain's standard deviation instead of the volume's 99th
-    percentile, which a patch does not know.
+    Like MMH's condition (`mmh_bids.models.gradient`), but in units of the whole brain's standard deviation instead of
+    the volume's 99th percentile, which a patch does not know; and each difference is that of its own voxel.
     """
     total = torch.zeros_like(z)
     for axis in (2, 3, 4):
@@ -125,7 +121,7 @@ def gradient(z: torch.Tensor) -> torch.Tensor:
         padding = [0, 0, 0, 0, 0, 0]
         padding[2 * (4 - axis)] = 1
         total = total + functional.pad(step, padding)
-    return 0.5 * torch.tanh(total / (3 * _GRADIENT_UNIT))
+    return 0.5 * torch.tanh(total / 3)
 
 
 def place_in_grid(shape: tuple[int, int, int]) -> torch.Tensor:
@@ -171,7 +167,7 @@ class LightNetwork(nn.Module):
         super().__init__()
         known = unified or {"T1w": (0.5, 0.2), "T2w": (0.3, 0.12)}
         self.register_buffer("unified", torch.tensor([known[sequence] for sequence in SEQUENCES]))
-        self.knots, style = knots, 64
+        style = 64
         self.style = nn.Sequential(
             nn.Linear(N_QUANTILES + len(SEQUENCES), style), nn.SiLU(), nn.Linear(style, style), nn.SiLU()
         )
@@ -207,7 +203,7 @@ class LightNetwork(nn.Module):
         z = scored(image, style) * brain
         axis, code = intensity_axis(z, style.quantiles), self._code(style)
         curves, detail = self._features(z, axis, brain, place, code)
-        curves = curves + _EVERYWHERE * self.everywhere(code)[:, :, None, None, None]
+        curves = curves + self.everywhere(code)[:, :, None, None, None]
         return self._look(z + slice_curves(curves, axis) + pixelshuffle(detail, 3, 2), style) * brain
 
     def one_curve(self, values: torch.Tensor, style: Style) -> torch.Tensor:
@@ -224,7 +220,7 @@ class LightNetwork(nn.Module):
         """
         z = scored(values, style)
         axis = intensity_axis(z, style.quantiles)
-        curves = _EVERYWHERE * self.everywhere(self._code(style))[:, :, None, None, None]
+        curves = self.everywhere(self._code(style))[:, :, None, None, None]
         change = slice_curves(curves, axis[:, None, :, None, None])[:, 0, :, 0, 0]
         return self._look(z + change, style)
 

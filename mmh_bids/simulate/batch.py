@@ -134,7 +134,8 @@ def simulate(
     volumes = torch.cat([volumes, mask.float()[None]])
     image, truth, brain = _sampled(volumes, where - shift)
     image = image * _smooth_field(head, scan, where)
-    noise = torch.randn((2, *image.shape), generator=generator, device=image.device)
+    # drawn on the CPU, so that a GPU sees the same noise
+    noise = torch.randn((2, *image.shape), generator=generator).to(image.device)
     noise = _blurred(noise, [scan.smooth] * 3)
     noise = noise * (scan.noise / noise.std())
     return torch.hypot(image + noise[0], noise[1]), truth, brain

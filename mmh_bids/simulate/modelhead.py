@@ -18,6 +18,7 @@ from mmh_bids.image.grid import MODEL_AFFINE, box_affine, load_template
 from mmh_bids.image.grid import bounding_box as box_around
 from mmh_bids.image.registration import Volume, register_affine
 from mmh_bids.simulate.phantom import Head, head_from_labels
+from mmh_bids.simulate.tissues import INDEX
 from mmh_bids.simulate.unified import unified_truth
 
 #: Tissue kept around the brain, voxels of the head's grid: blurring and a shifted mask reach into it.
@@ -105,8 +106,6 @@ def model_head(head: Head) -> dict[str, NDArray[Any]]:
     to_head, _ = register_affine(Volume(brain, brain > 0, template.affine), moving)
     mask = head.mask[box]
     depth = ndimage.distance_transform_edt(mask) * spacing
-    from mmh_bids.simulate.tissues import INDEX
-
     return {
         "tissue": head.first[box],
         "texture": head.texture[box].astype(np.float16),

@@ -66,13 +66,14 @@ class LightRecipe:
     patch: int = 96
     batch: int = 2
     curves: int = 8
-    _heads: dict[Path, ModelHead] = field(default_factory=dict)
+    _heads: dict[tuple[Path, str], ModelHead] = field(default_factory=dict)
 
     def head(self, path: Path, device: torch.device) -> ModelHead:
-        """Return a head, read once."""
-        if path not in self._heads:
-            self._heads[path] = load_head(path).to(device)
-        return self._heads[path]
+        """Return a head, read once a device."""
+        key = path, str(device)
+        if key not in self._heads:
+            self._heads[key] = load_head(path).to(device)
+        return self._heads[key]
 
     def build(self) -> LightNetwork:
         """Return a network that z-scores to the mean look of the training heads in the unified domain."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from mmh_bids import __version__
@@ -96,11 +95,3 @@ def _standard(heads: Sequence[Path], sequence: str) -> Standard:
 
 def _short(values: Any) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
-
-
-def saved_network(path: Path, network: nn.Module) -> nn.Module:
-    """Fill `network` with the averaged weights of a training's checkpoint."""
-    from mmh_bids.training.checkpoint import load_checkpoint
-
-    load_checkpoint(path, {"average": network}, {})
-    return network.eval().to(torch.device("cpu"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmh_bids.errors import UsageError
+from mmh_bids.image.grid import MODEL_SHAPE
 from mmh_bids.models.bundle import Bundle
 
 #: What the diffusion's network looks like when nothing else is asked for: affordable on a CPU at factor 2.
@@ -83,9 +84,23 @@ def train_global(request: Request, say: Callable[[str], None] = print) -> Bundle
     Interrupted
         After SIGINT or SIGTERM; the same request goes on.
     """
+    _check(request)
     if request.output.exists() and not request.overwrite:
         raise UsageError(f"--output {request.output}: exists already; choose another folder or give --overwrite")
     return _train_light(request, say) if request.method == "mmh-light" else _train_diffusion(request, say)
+
+
+def _check(request: Request) -> None:
+    """Raise UsageError for numbers that no training can have."""
+    for flag in ("steps", "batch", "filters", "patch", "factor", "validate_every", "workers"):
+        if getattr(request, flag) < 1:
+            raise UsageError(f"--{flag.replace('_', '-')} {getattr(request, flag)}: must be 1 or more")
+    if request.patch % 8 or request.patch > min(MODEL_SHAPE):
+        raise UsageError(f"--patch {request.patch}: must be a multiple of 8, at most {min(MODEL_SHAPE)}")
+    if request.learning_rate <= 0 or request.seed < 0:
+        raise UsageError("--learning-rate must be above 0, --seed 0 or more")
+    if request.sampler != "paper" and not request.sampler.isdigit():
+        raise UsageError(f"--sampler {request.sampler}: write paper, or a number of steps")
 
 
 def _train_light(request: Request, say: Callable[[str], None]) -> Bundle:

@@ -101,6 +101,9 @@ def test_interrupted_it_goes_on_to_the_same_bundle(trained, labels, tmp_path, mo
         (["--held-out", "ball-9"], "--held-out ball-9: unknown; there are ball-0, ball-1, ball-2"),
         (["--held-out", "ball-0", "ball-1", "ball-2"], "name some, and not all"),
         (["--steps", "5"], "other plan"),
+        (["--steps", "0"], "--steps 0: must be 1 or more"),
+        (["--patch", "30"], "--patch 30: must be a multiple of 8"),
+        (["--method", "mmh-diffusion", "--sampler", "fast"], "--sampler fast: write paper"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(trained, labels, tmp_path, capsys, more, message):
