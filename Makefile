@@ -25,7 +25,8 @@ PIP := $(BIN)/python -m pip install -q -c $(CONSTRAINTS)
 METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 
 .PHONY: help demo test test-slow test-real lint types validate sample picture \
-	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-travelling \
+	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
+	benchmark-travelling \
 	train-light env env-test torch clean
 
 help:  ## list the targets
@@ -91,6 +92,9 @@ benchmark-real: env-test  ## the promises of the README on the real heads in $$M
 
 benchmark-travelling: env-test  ## methods on the same simulated people on four scanners; hours on two cores, resumes
 	$(BIN)/python benchmarks/travelling.py
+
+benchmark-real-multisite: env-test  ## spread between the sites of the real heads, and lesions, before and after
+	$(BIN)/python benchmarks/real_multisite.py build/real-multisite
 
 # Heads 13 to 16 are for the benchmark; 04 and 09 are held out of the training.
 train-light: env-test  ## train the bundle mmh-light into build/mmh-light; an hour on two cores, resumes

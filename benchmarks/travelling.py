@@ -19,13 +19,13 @@ import travelling_data as data
 import travelling_report as report
 from filelock import FileLock, Timeout
 from travelling_bars import CLASSICAL, Bar, blur_bars, candidate_bars
-from travelling_data import BLUR, PLAIN, Study
+from travelling_data import BLUR, MADE_HERE, PLAIN, TRUTH, Study
 from travelling_measure import measure_head
 
 from mmh_bids.simulate.scanner import SEQUENCES, load_scanners
 
 HEADS = (13, 14, 15, 16)
-METHODS = (PLAIN, BLUR, *CLASSICAL, "mmh-light")
+METHODS = (PLAIN, BLUR, *CLASSICAL, "mmh-light", TRUTH)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,7 +86,7 @@ def measure(study: Study) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 def conditions(methods: dict[str, Any]) -> list[Bar]:
     """Bars of everything that is no baseline, and those of blur."""
-    candidates = [name for name in methods if name not in (PLAIN, BLUR, *CLASSICAL)]
+    candidates = [name for name in methods if name not in (PLAIN, *MADE_HERE, *CLASSICAL)]
     return [*(bar for name in candidates for bar in candidate_bars(methods, name)), *blur_bars(methods)]
 
 

@@ -28,8 +28,10 @@ from mmh_bids.simulate.files import write_json, write_tsv
 from mmh_bids.simulate.scanner import Scanner, load_scanners
 from mmh_bids.simulate.unified import IDEAL
 
-#: Preprocessing only, and what the benchmark makes of it itself.
-PLAIN, BLUR = "none", "blur"
+#: Preprocessing only, what the benchmark makes of it itself, and what the simulator knows: the unified truth on each
+#: image's own grid, with its slices. No method can be asked for more that leaves voxels as they are.
+PLAIN, BLUR, TRUTH = "none", "blur", "truth"
+MADE_HERE = (BLUR, TRUTH)
 BLUR_FWHM = 4.0
 #: The session of the unified look; noise of a scan averaged until it cannot be seen.
 UNIFIED = IDEAL.name
@@ -59,7 +61,7 @@ class Study:
     @property
     def app_methods(self) -> tuple[str, ...]:
         """What the app runs: preprocessing only first, as the others reuse its steps."""
-        return (PLAIN, *(name for name in self.methods if name not in (PLAIN, BLUR)))
+        return (PLAIN, *(name for name in self.methods if name not in (PLAIN, *MADE_HERE)))
 
     def folder(self, head: int) -> Path:
         return self.work / f"head-{head:02d}"
@@ -173,7 +175,7 @@ def check_masks(study: Study, head: int, sequence: str, method: str, stems: Iter
     """
     for stem in stems:
         plain = brain_mask(study, head, stem, sequence)
-        if method != BLUR and not np.array_equal(plain, brain_mask(study, head, stem, sequence, method)):
+        if method not in MADE_HERE and not np.array_equal(plain, brain_mask(study, head, stem, sequence, method)):
             out = study.of_app(head, "out")
             raise SystemExit(
                 f"{stem}_{sequence}: the brain masks of {PLAIN} and {method} differ; remove {out / PLAIN} and "
@@ -186,6 +188,10 @@ def output(study: Study, head: int, method: str, stem: str, sequence: str) -> ni
 
     Preprocessing only knows no common scale: there it is the image's own, as the app writes it in the sidecar.
     """
+    if method == TRUTH:
+        unified = truth(study, head, stem, f"desc-unified_{sequence}")
+        inside = brain_mask(study, head, stem, sequence)
+        return nib.Nifti1Image(np.where(inside, unified.get_fdata(dtype=np.float32), 0), unified.affine)
     source = PLAIN if method == BLUR else method
     image = open_nifti(anat(study, head, source, stem) / f"{stem}_desc-harmonized_{sequence}.nii.gz")
     low, high = sidecar(study, head, source, stem, sequence)["OutputScale"]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import travelling_data as data
 from numpy.typing import NDArray
-from travelling_data import BLUR, PLAIN, Study
+from travelling_data import MADE_HERE, PLAIN, Study
 
 from mmh_bids import evaluation
 from mmh_bids.evaluation.agreement import mean_over_pairs, ssim, voxel_mae, wasserstein1
@@ -165,7 +165,7 @@ class Measurement:
 
     def _fidelity(self) -> dict[str, Any]:
         """Gradients against the input with and without noise, sums against the truth, on the image's own grid."""
-        edges, kept, sums = [], [], []
+        edges, ideal, kept, sums = [], [], [], []
         for stem in self.study.visits():
             inside = data.brain_mask(self.study, self.head, stem, self.sequence)
             inside &= self._truth(stem, f"desc-brain{self.sequence}_mask") > 0
@@ -178,12 +178,14 @@ class Measurement:
             clean = self._truth(stem, f"desc-noisefree_{self.sequence}")[box]
             unified = self._truth(stem, f"desc-unified_{self.sequence}")[box]
             edges.append(gradient_correlation(clean, values, inside))
+            ideal.append(gradient_correlation(clean, unified, inside))
             kept.append(gradient_correlation(plain, values, inside))
             sums.append(LinearSums.of(values[inside], unified[inside]))
         total = sums[0]
         for one in sums[1:]:
             total = total + one
-        return {"gradient": float(np.mean(edges)), "gradient_input": float(np.mean(kept)), "sums": vars(total)}
+        means = {"gradient": edges, "gradient_ideal": ideal, "gradient_input": kept}
+        return {name: float(np.mean(values)) for name, values in means.items()} | {"sums": vars(total)}
 
     def _truth(self, stem: str, name: str) -> NDArray[np.float32]:
         return data.truth(self.study, self.head, stem, name).get_fdata(dtype=np.float32)
@@ -226,7 +228,7 @@ def _stored(path: Path, key: str) -> dict[str, Any] | None:
 def _key(study: Study, head: int, sequence: str, method: str) -> str:
     """Hash of all that decides the measures: outputs by their sidecars, scanners, and the code that measures."""
     parts = [",".join(study.scanners), sequence, method]
-    for name in dict.fromkeys((PLAIN, PLAIN if method == BLUR else method)):
+    for name in dict.fromkeys((PLAIN, PLAIN if method in MADE_HERE else method)):
         for stem in stems(study):
             path = data.anat(study, head, name, stem) / f"{stem}_desc-harmonized_{sequence}.json"
             parts.append(path.read_text())

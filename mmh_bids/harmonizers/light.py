@@ -1,10 +1,16 @@
-"""Method ``mmh-light``: MMH's stage 1 in one pass of a small network, for a laptop.
+"""Method ``mmh-light``: MMH's stage 1 in one pass of a small network, for a laptop; then N4 and tissue levels.
+
+What bias correction takes for a field depends on an image's contrast, so that two scanners keep two different rests of
+it. In the unified look all images have one contrast, and N4 leaves the same rest in all. At last one curve brings grey
+and white matter to the levels of the unified look: network and field leave them a few percent apart, and one level a
+tissue is what "unified" means. Differences between people in a tissue's overall brightness go with them.
 
 torch is imported when the first image comes: the command line loads a harmonizer only to ask what it can do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +19,7 @@ from numpy.typing import NDArray
 from mmh_bids.errors import BundleError, ImageError
 from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result, check_shapes, check_unified
 from mmh_bids.harmonizers.standard import brain_values
+from mmh_bids.image.levels import TISSUES
 from mmh_bids.models.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -23,6 +30,11 @@ WEIGHTS_FILE = "light.safetensors"
 CEILING = 1.25
 #: Room around the brain, voxels, and what corner and sizes of the network's box divide by.
 _MARGIN, _DIVISOR = 8, 8
+#: Sequences that N4 sees once more. In T2w bright fluid outweighs any field: N4 took more away than it mended.
+_EVENED = ("T1w",)
+#: How far grey and white matter may lie from their levels, as a share of their contrast: beyond it is no brain, or one
+#: that lies otherwise than the template, and a curve would do harm.
+_PLAUSIBLE = 0.5
 _AGAIN = "train it again with mmh-train global, or choose another with --model"
 
 
@@ -44,6 +56,9 @@ class MmhLight:
         bundle.require(cls.name)
         if not isinstance(bundle.card.get("network"), dict) or WEIGHTS_FILE not in bundle.card["files"]:
             raise BundleError(f"--model {bundle.name}: has no network or no {WEIGHTS_FILE}; {_AGAIN}")
+        known = [one["targets"]["unified"] for one in bundle.card["sequences"].values()]
+        if any(len(one.get("levels", ())) != len(TISSUES) for one in known):
+            raise BundleError(f"--model {bundle.name}: has no tissue levels; {_AGAIN}")
         return cls(bundle, device)
 
     def check_target(self, target: str, sequence: str) -> None:
@@ -63,7 +78,9 @@ class MmhLight:
 
         Returns
         -------
-        `Result` whose volume is zero outside `mask` and in [0, 1.25].
+        `Result` whose volume is zero outside `mask` and in [0, 1.25]; its details hold ``EvenedField``, the standard
+        deviation of the logarithm of the field that was taken off (T1w only), and ``TissueLevels``, those found before
+        the last curve (fluid, grey, white matter; null where they could not be found and no curve was applied).
 
         Raises
         ------
@@ -80,10 +97,13 @@ class MmhLight:
         if float(np.ptp(values)) <= 1e-6 * float(np.abs(values).max()):
             raise ImageError("the brain has one and the same intensity all over, so there is no contrast to harmonize")
         try:
-            out, mean, std = self._run(volume[0], mask, values, sequence)
+            harmonized, mean, std = self._run(volume[0], mask, values, sequence)
         except torch.OutOfMemoryError:
             raise ImageError(f"the GPU has too little memory for model {self.bundle.name}; use --device cpu") from None
+        even, field = evened(harmonized, mask, self.bundle.affine, sequence)
+        out, levels = levelled(even, mask, self.bundle.affine, self._levels(sequence))
         details = {"Sampler": "one pass", "Steps": 1, "DType": "float32", "BrainMean": mean, "BrainStd": std}
+        details |= {"EvenedField": field, "TissueLevels": levels}
         return Result(out[np.newaxis], details=details)
 
     def _run(
@@ -105,6 +125,10 @@ class MmhLight:
         out[box] = inside[0, 0].clamp(0, CEILING).cpu().numpy()
         return out, round(float(style.mean), 6), round(float(style.std), 6)
 
+    def _levels(self, sequence: str) -> list[float]:
+        """Fluid, grey and white matter in the unified look."""
+        return [float(level) for level in self.bundle.card["sequences"][sequence]["targets"]["unified"]["levels"]]
+
     def _loaded(self) -> LightNetwork:
         """The network with the bundle's weights, on the device."""
         if self._network is None:
@@ -123,6 +147,64 @@ class MmhLight:
                 ) from None
             self._network = network.eval().requires_grad_(False).to(self.device)
         return self._network
+
+
+def evened(
+    volume: NDArray[np.float32], mask: NDArray[np.bool_], affine: NDArray[np.float64], sequence: str
+) -> tuple[NDArray[np.float32], float]:
+    """Take off what N4 finds of a field in a T1w of the unified look; a T2w stays as it is.
+
+    Parameters
+    ----------
+    volume, mask
+        (X, Y, Z), zero outside the mask.
+
+    Returns
+    -------
+    The volume, 0 to `CEILING`, and the standard deviation of the field's logarithm in the mask.
+    """
+    from mmh_bids.image.bias import n4
+
+    inside = mask & (volume > 0)
+    if sequence not in _EVENED or np.ptp(volume[inside]) <= 0:
+        return volume, 0.0
+    out = np.where(mask, n4(volume, mask, affine), np.float32(0)).clip(0, CEILING)
+    ratio = out[inside].astype(np.float64) / volume[inside]
+    return out, round(float(np.log(ratio[ratio > 0]).std()), 6)
+
+
+def levelled(
+    volume: NDArray[np.float32], mask: NDArray[np.bool_], affine: NDArray[np.float64], levels: Sequence[float]
+) -> tuple[NDArray[np.float32], list[float] | None]:
+    """Bring grey and white matter to given levels by one curve: straight between them and to zero, a shift above.
+
+    Fluid goes along: what a thick slice shows of it in a sulcus says more about the slice than about its level.
+
+    Parameters
+    ----------
+    volume, mask
+        (X, Y, Z), zero outside the mask.
+    levels
+        (3,) fluid, grey and white matter; fluid's is for information.
+
+    Returns
+    -------
+    The volume, 0 to `CEILING`, and the levels it had; unchanged and None where no tissue can be told apart or what
+    was found is implausibly far from the levels.
+    """
+    from mmh_bids.image.levels import tissue_levels
+
+    try:
+        found = tissue_levels(volume, mask, affine)
+    except ImageError:
+        return volume, None
+    asked = np.asarray(levels, float)
+    order = 1 + np.argsort(asked[1:])
+    x, y = np.append(0.0, found[order]), np.append(0.0, asked[order])
+    if np.abs(x - y).max() > _PLAUSIBLE * np.diff(y)[1] or np.diff(x).min() <= 0:
+        return volume, None
+    out = (np.interp(volume, x, y) + np.maximum(volume - x[-1], 0)).clip(0, CEILING)
+    return np.where(mask, out, 0).astype(np.float32), [round(float(level), 6) for level in found]
 
 
 def network_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:

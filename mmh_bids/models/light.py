@@ -4,9 +4,10 @@ It starts from the z-scored image, which it brings to the mean and standard devi
 
 * a curve of intensity whose coefficients vary smoothly over the brain (a bilateral grid, Chen et al., ACM Trans Graph
   2007;26:103), which cannot move an edge, and
-* a small change at full resolution, for noise.
+* at full resolution, second differences weighted by gains that vary over the brain (for noise, and for slices thicker
+  than the unified look's), and a small free change.
 
-Untrained, both are zero. Statistics of the whole brain modulate the features as in MMH's AdaIN; nothing is
+Untrained, all are zero. Statistics of the whole brain modulate the features as in MMH's AdaIN; nothing is
 normalised over the patch or volume at hand, so that a patch in training and a whole volume at run time are alike.
 """
 
@@ -23,6 +24,10 @@ SEQUENCES = ("T1w", "T2w")
 N_QUANTILES = 32
 #: What the last layers' output is multiplied by, so that one step of Adam moves an image by hundredths.
 _STEP = 0.1
+#: Steps (voxels) of the second differences along each axis.
+_REACHES = (1, 2, 3)
+#: Channels that the image enters with: 4 of each of 8 voxels, and the place.
+_ENTERING = 35
 
 
 @dataclass(frozen=True)
@@ -172,18 +177,19 @@ class LightNetwork(nn.Module):
             nn.Linear(N_QUANTILES + len(SEQUENCES), style), nn.SiLU(), nn.Linear(style, style), nn.SiLU()
         )
         one, two, four = filters, 2 * filters, 4 * filters
-        self.stem = nn.Conv3d(35, one, 3, padding=1)
+        self.stem = nn.Conv3d(_ENTERING, one, 3, padding=1)
         self.down_one, self.down_two = nn.Conv3d(one, two, 2, stride=2), nn.Conv3d(two, four, 2, stride=2)
         self.up_two, self.up_one = nn.Conv3d(four, two, 1), nn.Conv3d(two, one, 1)
         self.enter = nn.ModuleList([_Block(one, style), _Block(two, style)])
         self.deep = nn.ModuleList([_Block(four, style) for _ in range(3)])
         self.leave = nn.ModuleList([_Block(two, style), _Block(one, style)])
-        self.curve, self.detail = nn.Conv3d(two, knots, 3, padding=1), nn.Conv3d(one, 8, 3, padding=1)
+        self.curve, self.gains = nn.Conv3d(two, knots, 3, padding=1), nn.Conv3d(one, 3 * len(_REACHES), 1)
+        self.detail = nn.Conv3d(one + _ENTERING, 8, 3, padding=1)
         self.everywhere = nn.Linear(style, knots)
-        _silence(self.curve, self.detail, self.everywhere)
+        _silence(self.curve, self.gains, self.detail, self.everywhere)
 
     def forward(self, image: torch.Tensor, brain: torch.Tensor, place: torch.Tensor, style: Style) -> torch.Tensor:
-        """The image in the unified look.
+        """The image in the unified look: the sum of the two parts that `parts` gives.
 
         Parameters
         ----------
@@ -200,11 +206,23 @@ class LightNetwork(nn.Module):
         -------
         (B, 1, X, Y, Z), about 0 to 1, not clipped; zero outside the brain.
         """
+        parts = self.parts(image, brain, place, style)
+        return parts[:, :1] + parts[:, 1:]
+
+    def parts(self, image: torch.Tensor, brain: torch.Tensor, place: torch.Tensor, style: Style) -> torch.Tensor:
+        """What the curve that is the same everywhere gives, and what changes over the brain: (B, 2, X, Y, Z).
+
+        Parameters as in `forward`. The first part carries no gradient: that curve learns through `one_curve`.
+        """
         z = scored(image, style) * brain
         axis, code = intensity_axis(z, style.quantiles), self._code(style)
-        curves, detail = self._features(z, axis, brain, place, code)
-        curves = curves + self.everywhere(code)[:, :, None, None, None]
-        return self._look(z + slice_curves(curves, axis) + pixelshuffle(detail, 3, 2), style) * brain
+        curves, gains, detail = self._features(z, axis, brain, place, code)
+        with torch.no_grad():
+            same = self._look(z + slice_curves(self.everywhere(code)[:, :, None, None, None], axis), style)
+        sharper = (_twice(gains) * second_differences(z, brain)).sum(dim=1, keepdim=True)
+        local = slice_curves(curves, axis) + sharper + pixelshuffle(detail, 3, 2)
+        width = self.unified[style.sequence][:, 1].reshape(-1, 1, 1, 1, 1)
+        return torch.cat([same, width * local], dim=1) * brain
 
     def one_curve(self, values: torch.Tensor, style: Style) -> torch.Tensor:
         """What the curve that is the same everywhere makes of intensities.
@@ -235,17 +253,53 @@ class LightNetwork(nn.Module):
 
     def _features(
         self, z: torch.Tensor, axis: torch.Tensor, brain: torch.Tensor, place: torch.Tensor, code: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Curves (B, K, X / 4, ...) and change (B, 8, X / 2, ...), in standard deviations of the unified look."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Curves (B, K, X / 4, ...), gains (B, 9, X / 2, ...), change (B, 8, X / 2, ...).
+
+        Curves and change in standard deviations of the unified look.
+        """
         fine = torch.cat([z / 2, 2 * axis - 1, gradient(z), brain], dim=1)
-        one = self.enter[0](self.stem(torch.cat([pixelunshuffle(fine, 3, 2), place], dim=1)), code)
+        entering = torch.cat([pixelunshuffle(fine, 3, 2), place], dim=1)
+        one = self.enter[0](self.stem(entering), code)
         two = self.enter[1](self.down_one(one), code)
         four = self.down_two(two)
         for block in self.deep:
             four = block(four, code)
         two = self.leave[0](two + _twice(self.up_two(four)), code)
         one = self.leave[1](one + _twice(self.up_one(two)), code)
-        return _STEP * self.curve(_unit(two)), _STEP * self.detail(_unit(one))
+        one = _centred(one)
+        change = self.detail(torch.cat([one, entering], dim=1))
+        return _STEP * self.curve(_centred(two)), self.gains(one), _STEP * change
+
+
+def second_differences(z: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
+    """Mean of the two voxels 1, 2 and 3 steps away along each axis, less the voxel itself.
+
+    Parameters
+    ----------
+    z, brain
+        (B, 1, X, Y, Z); sides of 7 at least.
+
+    Returns
+    -------
+    (B, 9, X, Y, Z); zero where one of the two is not brain or not there.
+
+    Examples
+    --------
+    >>> line = torch.tensor([0.0, 0, 0, 1, 0, 0, 0])[None, None, :, None, None] * torch.ones(7, 7)
+    >>> second_differences(line, torch.ones_like(line))[0, 0, :, 3, 3]
+    tensor([ 0.0000,  0.0000,  0.5000, -1.0000,  0.5000,  0.0000,  0.0000])
+    """
+    found = []
+    for axis in (2, 3, 4):
+        for reach in _REACHES:
+            inner = z.shape[axis] - 2 * reach
+            before, here, behind = (z.narrow(axis, start, inner) for start in (0, reach, 2 * reach))
+            both = brain.narrow(axis, 0, inner) * brain.narrow(axis, 2 * reach, inner)
+            padding = [0, 0, 0, 0, 0, 0]
+            padding[2 * (4 - axis)] = padding[2 * (4 - axis) + 1] = reach
+            found.append(functional.pad(((before + behind) / 2 - here) * both, padding))
+    return torch.cat(found, dim=1)
 
 
 def slice_curves(curves: torch.Tensor, axis: torch.Tensor) -> torch.Tensor:
@@ -270,7 +324,9 @@ def slice_curves(curves: torch.Tensor, axis: torch.Tensor) -> torch.Tensor:
     """
     knots, out = curves.shape[1], torch.zeros_like(axis)
     for number in range(knots):
-        fine = functional.interpolate(curves[:, number : number + 1], axis.shape[2:], mode="trilinear")
+        fine = curves[:, number : number + 1]
+        if max(fine.shape[2:]) > 1:
+            fine = functional.interpolate(fine, axis.shape[2:], mode="trilinear")
         out = out + fine * (1 - (axis * (knots - 1) - number).abs()).clamp_min(0)
     return out
 
@@ -278,6 +334,11 @@ def slice_curves(curves: torch.Tensor, axis: torch.Tensor) -> torch.Tensor:
 def _unit(features: torch.Tensor) -> torch.Tensor:
     """Each voxel's features with a mean square of one: a norm that sees neither patch nor volume, only the voxel."""
     return features * torch.rsqrt(features.square().mean(dim=1, keepdim=True) + 1e-4)
+
+
+def _centred(features: torch.Tensor) -> torch.Tensor:
+    """`_unit` of each voxel's features less their mean: a last layer's bias has nothing to do with its weights then."""
+    return _unit(features - features.mean(dim=1, keepdim=True))
 
 
 def _silence(*layers: nn.Module) -> None:

@@ -77,8 +77,11 @@ METHODS = {
     "mmh-light": (
         "Images were brought to one unified look per sequence in a single pass of a small convolutional network that "
         "is conditioned on image gradients and whole-brain statistics (MMH-light, after MMH [@mmh]): intensity curves "
-        "whose coefficients vary smoothly over the brain (a bilateral grid [@bilateralgrid]) plus a small change at "
-        "full resolution, trained on travelling subjects simulated with MR signal equations."
+        "whose coefficients vary smoothly over the brain (a bilateral grid [@bilateralgrid]) plus locally weighted "
+        "second differences and a small change at full resolution, trained on travelling subjects simulated with MR "
+        "signal equations. The result was corrected for what N4 [@n4] still found of a field in it, and one curve "
+        "brought fluid, grey and white matter, found by a Gaussian mixture with the template's tissue maps as priors "
+        "[@unifiedsegmentation], to the levels of the unified look."
     ),
     "mmh-diffusion": "Images were harmonized with a diffusion model guided by style-free image gradients (MMH [@mmh]).",
 }
@@ -169,7 +172,8 @@ def _return(facts: MethodsFacts) -> str:
     outside = "set to zero" if facts.skull == "strip" else "changed by that map alone"
     return (
         "The change was carried back to each image's own grid as a monotone intensity map plus the "
-        "interpolated rest, so that the original image was never resampled; voxels outside the brain were "
+        "interpolated rest, so that the original image was never resampled; detail finer than the model grid was kept "
+        "to the share to which the harmonizer kept fine detail nearby; voxels outside the brain were "
         f"{outside}."
     )
 

@@ -25,7 +25,7 @@ _AIR_MARGIN = 8.0
 NECK = 45.0
 #: Width (standard deviation, voxels) of the in-plane point spread that comes on top of the voxel's own
 #: average.
-_POINT_SPREAD = 0.35
+POINT_SPREAD = 0.35
 
 
 @dataclass(frozen=True)
@@ -328,7 +328,7 @@ def _point_spread(volume: NDArray[np.float32], protocol: Protocol) -> NDArray[np
     smallest = min(protocol.voxel)
     for axis, size in enumerate(protocol.voxel):
         if size < 1.5 * smallest:  # across thick slices the profile is the slice itself
-            volume = ndimage.gaussian_filter1d(volume, _POINT_SPREAD, axis=axis, mode="constant")
+            volume = ndimage.gaussian_filter1d(volume, POINT_SPREAD, axis=axis, mode="constant")
     return volume
 
 

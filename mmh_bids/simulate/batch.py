@@ -1,15 +1,19 @@
 """The simulator in torch: cubes of the model grid, scanned as the app would see them after its preprocessing.
 
-Signal tables, tissues and scanners are those of the whole-image simulator (`mmh_bids.simulate.acquire`); here the
-receive field is what bias correction leaves of it, and resampling to the model grid has blurred image and noise.
+Signal tables, tissues and scanners are those of the whole-image simulator (`mmh_bids.simulate.acquire`), and so are
+voxels: averaged, noisy, then interpolated linearly to the model grid. The receive field is what bias correction leaves
+of it. The scanner's axes are the head's; the model grid is turned against them.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from mmh_bids.simulate import tissues
@@ -18,11 +22,14 @@ from mmh_bids.simulate.modelhead import ModelHead
 from mmh_bids.simulate.scanner import Protocol, Scanner
 from mmh_bids.simulate.tables import signal_tables
 from mmh_bids.simulate.unified import IDEAL, WHITE_LEVEL
+from mmh_bids.simulate.voxels import AxisGrid, effective_sigma
 
 #: Powers of the residual field's polynomial: all of order 1 to 4.
 _POWERS = [(a, b, c) for a in range(5) for b in range(5) for c in range(5) if 1 <= a + b + c <= 4]
 #: Brain voxels that the image's statistics are taken from.
-_STATISTICS = 20_000
+_STATISTICS = 12_000
+#: Point spread (standard deviation, mm) of the unified truth: that of a scan of 1 mm voxels after interpolation.
+_TRUTH_SPREAD = 0.54
 
 
 @dataclass(frozen=True)
@@ -37,14 +44,12 @@ class Scan:
         (4, T) signal tables of the scanner, white matter of an average person at 1, and of the unified look.
     transmit
         Strength of the transmit field.
-    blur
-        (3,) standard deviation of the point spread along the head's axes, millimetres.
+    voxel, phase
+        (3,) voxel size along the head's axes, millimetres; where the grid begins, in voxels, 0 to 1.
     bias
         (P,) weights of the residual field's polynomial in its logarithm.
     noise
-        Standard deviation of the noise on the model grid over average white matter.
-    smooth
-        Standard deviation (voxels) of the noise's correlation.
+        Standard deviation of a voxel's noise over average white matter.
     lost
         Share of the fluid at the rim that the brain mask misses.
     """
@@ -53,10 +58,10 @@ class Scan:
     tables: torch.Tensor
     target: torch.Tensor
     transmit: float
-    blur: tuple[float, float, float]
+    voxel: tuple[float, float, float]
+    phase: tuple[float, float, float]
     bias: torch.Tensor
     noise: float
-    smooth: float
     lost: float
 
     def to(self, device: torch.device) -> Scan:
@@ -65,8 +70,10 @@ class Scan:
         return Scan(**{**vars(self), **moved})
 
 
-def draw_scan(sequence: str, rng: np.random.Generator, scanner: Scanner | None = None) -> Scan:
-    """Draw a scanner (unless given), a person's tissue properties and what preprocessing leaves behind.
+def draw_scan(
+    sequence: str, rng: np.random.Generator, scanner: Scanner | None = None, scales: NDArray[np.float64] | None = None
+) -> Scan:
+    """Draw a scanner and a person's tissue properties (unless given), and what preprocessing leaves behind.
 
     Parameters
     ----------
@@ -74,17 +81,13 @@ def draw_scan(sequence: str, rng: np.random.Generator, scanner: Scanner | None =
         ``"T1w"`` or ``"T2w"``.
     rng
         Source of randomness.
-    scanner
-        Use this one.
+    scanner, scales
+        Use these, see `tissues.person_scales`.
     """
     scanner = scanner or draw_scanner(rng)
-    protocol, scales = scanner.protocol(sequence), tissues.person_scales(rng)
-    voxel = np.array(protocol.voxel)[rng.permutation(3)]
-    # A voxel's average has the variance of a box, size^2 / 12, on top of the in-plane point spread and resampling.
-    blur = np.sqrt(np.maximum(voxel**2 - 1.0, 0) / 12 + (0.35 * np.minimum(voxel, 1.5)) ** 2 + 0.15)
-    smooth = float(rng.uniform(0.35, 0.65))
-    # Trilinear resampling averages the noise of eight voxels by about half; larger voxels carry the noise they have.
-    level = rng.uniform(0.45, 0.75) / protocol.snr
+    protocol = scanner.protocol(sequence)
+    scales = tissues.person_scales(rng) if scales is None else scales
+    voxel, phase = np.array(protocol.voxel)[rng.permutation(3)], rng.random(3)
     weights = (
         rng.standard_normal(len(_POWERS)) * rng.uniform(0.0, 0.045) / np.array([max(sum(p) - 1, 1) for p in _POWERS])
     )
@@ -93,10 +96,10 @@ def draw_scan(sequence: str, rng: np.random.Generator, scanner: Scanner | None =
         _tables(protocol, scanner.field, scales, 1.0),
         _tables(IDEAL.protocol(sequence), IDEAL.field, scales, WHITE_LEVEL[sequence]),
         scanner.transmit,
-        (float(blur[0]), float(blur[1]), float(blur[2])),
+        (float(voxel[0]), float(voxel[1]), float(voxel[2])),
+        (float(phase[0]), float(phase[1]), float(phase[2])),
         torch.from_numpy(weights).float(),
-        float(level),
-        smooth,
+        1.0 / protocol.snr,
         float(rng.uniform(0, 0.6)),
     )
 
@@ -120,25 +123,30 @@ def simulate(
     image
         (A, B, C), units of average white matter; not masked.
     truth
-        (A, B, C), the unified look with the image's resolution, no noise.
+        (A, B, C), the unified look, no noise; its resolution is the same whatever the scan's voxels.
     brain
         (A, B, C), 0 to 1.
     """
-    part, shift = _part(head, where)
+    part, shift = _part(head, where, max(scan.voxel) / head.spacing)
     tissue, texture, mask = (array[part] for array in (head.tissue, head.texture, head.mask))
     index = tissue.long()
-    deviation = _transmit(head, part, scan.transmit)
-    signal = _signal(scan.tables, index, texture, deviation).clamp_min(0)
-    ideal = _signal(scan.target, index, texture, None).clamp(0, 1)
-    volumes = _blurred(torch.stack([signal, ideal]), [sigma / head.spacing for sigma in scan.blur])
-    volumes = torch.cat([volumes, mask.float()[None]])
-    image, truth, brain = _sampled(volumes, where - shift)
-    image = image * _smooth_field(head, scan, where)
+    signal = _signal(scan.tables, index, texture, _transmit(head, part, scan.transmit)).clamp_min(0)
+    axes = [
+        AxisGrid(size, voxel / head.spacing, phase)
+        for size, voxel, phase in zip(signal.shape, scan.voxel, scan.phase, strict=True)
+    ]
+    spread = [voxel < 1.5 * min(scan.voxel) for voxel in scan.voxel]
+    native = _averaged(signal, [axis.averages(wide) for axis, wide in zip(axes, spread, strict=True)])
     # drawn on the CPU, so that a GPU sees the same noise
-    noise = torch.randn((2, *image.shape), generator=generator).to(image.device)
-    noise = _blurred(noise, [scan.smooth] * 3)
-    noise = noise * (scan.noise / noise.std())
-    return torch.hypot(image + noise[0], noise[1]), truth, brain
+    noise = torch.randn((2, *native.shape), generator=generator).to(native.device) * scan.noise
+    native = torch.hypot(native + noise[0], noise[1])
+    where = where - shift
+    places = torch.stack([axis.place(where[..., number]) for number, axis in enumerate(axes)], dim=-1)
+    image = _sampled(native[None], places)[0] * _smooth_field(head, scan, where + shift)
+    ideal = _signal(scan.target, index, texture, None).clamp(0, 1)
+    truth = _blurred(ideal[None], [_TRUTH_SPREAD / head.spacing] * 3)
+    truth, brain = _sampled(torch.cat([truth, mask.float()[None]]), where)
+    return image, truth, brain
 
 
 def brain_values(
@@ -158,26 +166,35 @@ def brain_values(
     chosen = chosen[~head.rim.flatten()[chosen] | (torch.from_numpy(rng.random(count)).to(device) >= scan.lost)]
     x, y, z = head.tissue.shape
     place = torch.stack([chosen // (y * z), (chosen // z) % y, chosen % z], dim=1)
-    flat, weights = _neighbours(place, (x, y, z), [sigma / head.spacing for sigma in scan.blur])
+    spread = [effective_sigma(voxel / head.spacing) for voxel in scan.voxel]
+    steps = _steps(spread).to(device)
+    flat = _around(place, (x, y, z), steps)
+    weights, exact = _gaussian(steps, spread), _gaussian(steps, [_TRUTH_SPREAD / head.spacing] * 3)
     index, texture = head.tissue.flatten()[flat].long(), head.texture.flatten()[flat]
     distance = ((place - head.centre) * (head.spacing / 90.0)).square().sum(-1)
     deviation = scan.transmit * (0.4 - distance.clamp_max(1.6))
     signal = _signal(scan.tables, index, texture, deviation[:, None]).clamp_min(0) @ weights
-    truth = _signal(scan.target, index, texture, None).clamp(0, 1) @ weights
+    truth = _signal(scan.target, index, texture, None).clamp(0, 1) @ exact
     signal = signal * _field(scan.bias, _relative(head, place.float()))
     noise = torch.from_numpy(rng.standard_normal((2, signal.numel()))).float().to(device) * scan.noise
     return torch.hypot(signal + noise[0], noise[1]), truth
 
 
-def _neighbours(
-    place: torch.Tensor, shape: tuple[int, int, int], sigmas: list[float]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat indices (N, 27) of the voxels around each place (N, 3), and their shares (27,) of a Gaussian blur."""
-    steps = torch.cartesian_prod(*[torch.tensor([-1, 0, 1], device=place.device)] * 3)
-    spread = torch.tensor(sigmas, device=place.device).clamp_min(0.3)
-    weights = torch.exp(-0.5 * ((steps / spread) ** 2).sum(1))
+def _around(place: torch.Tensor, shape: tuple[int, int, int], steps: torch.Tensor) -> torch.Tensor:
+    """Flat indices (N, M) of the voxels that lie `steps` (M, 3) from each place (N, 3)."""
     around = torch.minimum((place[:, None] + steps).clamp_min(0), torch.tensor(shape, device=place.device) - 1)
-    return (around[..., 0] * shape[1] + around[..., 1]) * shape[2] + around[..., 2], weights / weights.sum()
+    return (around[..., 0] * shape[1] + around[..., 1]) * shape[2] + around[..., 2]
+
+
+def _steps(sigmas: Sequence[float]) -> torch.Tensor:
+    """Steps (M, 3) to the voxels that a Gaussian blur reaches: one voxel, along thick slices more."""
+    reaches = [1 + int(sigma > 1.0) + int(sigma > 1.4) for sigma in sigmas]
+    return torch.cartesian_prod(*[torch.arange(-reach, reach + 1) for reach in reaches])
+
+
+def _gaussian(steps: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
+    weights = torch.exp(-0.5 * ((steps / torch.tensor(sigmas, device=steps.device).clamp_min(0.3)) ** 2).sum(1))
+    return weights / weights.sum()
 
 
 def _tables(protocol: Protocol, field: float, scales: np.ndarray, white: float) -> torch.Tensor:
@@ -193,10 +210,10 @@ def _signal(
     return out if deviation is None else out + deviation * (tables[2][index] + deviation * tables[3][index])
 
 
-def _part(head: ModelHead, where: torch.Tensor) -> tuple[tuple[slice, ...], torch.Tensor]:
-    """The part of the head's arrays that the cube and its blur touch, and its first voxel."""
-    flat = where.reshape(-1, 3)
-    low, high = (flat.amin(0).floor().long() - 5).tolist(), (flat.amax(0).ceil().long() + 6).tolist()
+def _part(head: ModelHead, where: torch.Tensor, thickest: float) -> tuple[tuple[slice, ...], torch.Tensor]:
+    """The part of the head's arrays that the cube and the voxels around it touch, and its first voxel."""
+    flat, margin = where.reshape(-1, 3), 3 + math.ceil(1.5 * thickest)
+    low, high = (flat.amin(0).floor().long() - margin).tolist(), (flat.amax(0).ceil().long() + margin + 1).tolist()
     sizes = head.tissue.shape
     # a cube wholly outside still gets a voxel of air to look at
     starts = [min(max(0, a), size - 1) for a, size in zip(low, sizes, strict=True)]
@@ -234,6 +251,14 @@ def _field(weights: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
     for weight, (a, b, c) in zip(weights, _POWERS, strict=True):
         total = total + weight * powers[a][..., 0] * powers[b][..., 1] * powers[c][..., 2]
     return torch.exp(total)
+
+
+def _averaged(volume: torch.Tensor, operators: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Apply a matrix (M, N) along each axis of (N, N', N'')."""
+    # each contraction takes the first axis away and appends the new one: after three the order is the old one
+    for operator in operators:
+        volume = torch.tensordot(volume, operator.to(volume.device), dims=([0], [1]))
+    return volume
 
 
 def _blurred(volumes: torch.Tensor, sigmas: list[float]) -> torch.Tensor:

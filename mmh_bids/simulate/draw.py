@@ -16,6 +16,8 @@ _CONTRAST = 0.12
 #: The same of grey matter over fluid, relative to grey.
 _FLUID = 0.35
 _TRIES = 1000
+#: Share of the images with thick slices, and how thick these are, millimetres.
+_THICK, _THICKNESS = {"T1w": 0.35, "T2w": 0.75}, (1.4, 4.5)
 #: Share of the images with motion.
 _MOVING = 0.2
 
@@ -44,7 +46,7 @@ def draw_scanner(rng: np.random.Generator, name: str = "X") -> Scanner:
     (['T1w', 'T2w'], True)
     """
     field = float(rng.choice([1.5, 3.0]))
-    protocols = {"T1w": _draw(rng, field, _t1w, 1.0), "T2w": _draw(rng, field, _t2w, -1.0)}
+    protocols = {"T1w": _draw(rng, field, _t1w, "T1w"), "T2w": _draw(rng, field, _t2w, "T2w")}
     transmit = rng.uniform(0.02, 0.08) if field < 2 else rng.uniform(0.08, 0.25)
     scanner = Scanner(
         name, "Simulated", "Drawn at random", "None", field, float(rng.uniform(0.06, 0.35)), float(transmit), protocols
@@ -52,11 +54,11 @@ def draw_scanner(rng: np.random.Generator, name: str = "X") -> Scanner:
     return scanner.changed({sequence: _motion(rng, protocol) for sequence, protocol in protocols.items()})
 
 
-def _draw(rng: np.random.Generator, field: float, timing: Any, sign: float) -> Protocol:
+def _draw(rng: np.random.Generator, field: float, timing: Any, sequence: str) -> Protocol:
     """Draw protocols until one can be played out and shows grey and white matter apart."""
-    average = relaxation(field)
+    average, sign = relaxation(field), 1.0 if sequence == "T1w" else -1.0
     for _ in range(_TRIES):
-        protocol = Protocol(**timing(rng), **_grid(rng))
+        protocol = Protocol(**timing(rng), **_grid(rng, _THICK[sequence]))
         try:
             signal = protocol.signals(average)
         except UsageError:
@@ -108,10 +110,10 @@ def _motion(rng: np.random.Generator, protocol: Protocol) -> dict[str, Any]:
     return {"ghosting": amount, "phase_encoding": IMAGE_AXES[axis]} if moves else {}
 
 
-def _grid(rng: np.random.Generator) -> dict[str, Any]:
+def _grid(rng: np.random.Generator, thick: float) -> dict[str, Any]:
     voxel = [float(v) for v in rng.uniform(0.85, 1.25) * rng.uniform(0.95, 1.05, 3)]
-    if rng.random() < 0.35:
-        voxel[int(rng.integers(3))] = float(rng.uniform(1.5, 4.0))
+    if rng.random() < thick:
+        voxel[int(rng.integers(3))] = float(rng.uniform(*_THICKNESS))
     tilted = rng.random() < 0.4
     return {
         "voxel": tuple(voxel),

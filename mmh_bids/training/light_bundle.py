@@ -7,18 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from mmh_bids import __version__
-from mmh_bids.harmonizers.light import WEIGHTS_FILE, MmhLight
+from mmh_bids.harmonizers.light import CEILING, WEIGHTS_FILE, MmhLight, evened
 from mmh_bids.harmonizers.standard import STANDARDS_FILE, Standard
 from mmh_bids.image.grid import MODEL_AFFINE, MODEL_SHAPE
+from mmh_bids.image.levels import tissue_levels
 from mmh_bids.models.bundle import Bundle, write_bundle
 from mmh_bids.models.light import SEQUENCES
 from mmh_bids.simulate.modelhead import load_head
-from mmh_bids.training.light import unified_volume
+from mmh_bids.training.light import batch_of, draw_pair, draw_view, unified_volume
 
 OUTPUT_MAX = 1000
+#: Scans a sequence that the tissue levels are measured on.
+_LEVEL_SCANS = 8
 
 
 def write_light(
@@ -41,19 +46,21 @@ def write_light(
     network, arguments
         A `LightNetwork` and what it was built with, JSON-ready. Weights are stored as float16.
     heads
-        Files of the training heads: the unified look is described by their brains' intensities.
+        Files of the training heads: the unified look is described by their brains' intensities, its tissue levels by
+        those of the network's own outputs, so that what the measurement of levels gets wrong in them cancels.
     recipe, data
         For the card: how it was trained, and on what.
     metrics
         Measured on heads and scanners that were not trained on.
     """
     standards = {sequence: _standard(heads, sequence) for sequence in SEQUENCES}
+    levels = {sequence: _levels(network, heads, sequence) for sequence in SEQUENCES}
     card: dict[str, Any] = {
         "name": name,
         "version": __version__,
         "task": "Harmonization of T1w and T2w brain MR images",
         "description": "One pass of a small network to the unified look: curves of intensity that vary over the brain, "
-        "and a small change at full resolution.",
+        "gains of second differences, a small change at full resolution; then N4 and one curve to the tissues' levels.",
         "authors": "The mmh_bids team",
         "license": "Apache-2.0",
         "intended_use": "Research. Not a medical device.",
@@ -71,7 +78,15 @@ def write_light(
         "output_max": OUTPUT_MAX,
         "targets": ["unified"],
         "sequences": {
-            sequence: {"targets": {"unified": {"images": len(heads), "zscore": _short(standard.zscore)}}}
+            sequence: {
+                "targets": {
+                    "unified": {
+                        "images": len(heads),
+                        "zscore": _short(standard.zscore),
+                        "levels": _short(levels[sequence]),
+                    }
+                }
+            }
             for sequence, standard in standards.items()
         },
         "training": {"data": data, "recipe": dict(recipe)},
@@ -91,6 +106,19 @@ def _standard(heads: Sequence[Path], sequence: str) -> Standard:
         truth, brain = unified_volume(load_head(path), sequence)
         found.append(Standard.measure(np.where(brain, truth, 0), brain, sequence))
     return Standard.average(found)
+
+
+def _levels(network: nn.Module, heads: Sequence[Path], sequence: str) -> NDArray[np.float64]:
+    """Tissue levels in what the network makes of scans drawn at random, medians over at most `_LEVEL_SCANS` heads."""
+    found = []
+    for number, path in enumerate(heads[:_LEVEL_SCANS]):
+        head, rng = load_head(path), np.random.default_rng([78, number])
+        pair = draw_pair(head, sequence, rng, draw_view(head, rng, None), torch.Generator().manual_seed(number))
+        brain = pair.brain[0].numpy() > 0
+        with torch.no_grad():
+            out = network(*batch_of([pair]))[0, 0].numpy().clip(0, CEILING)
+        found.append(tissue_levels(evened(out, brain, MODEL_AFFINE, sequence)[0], brain, MODEL_AFFINE))
+    return np.median(found, axis=0)
 
 
 def _short(values: Any) -> list[float]:

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mmh_bids.errors import UsageError
+from mmh_bids.errors import BundleError, UsageError
+from mmh_bids.harmonizers.light import WEIGHTS_FILE
 from mmh_bids.image.grid import MODEL_SHAPE
-from mmh_bids.models.bundle import Bundle
+from mmh_bids.models.bundle import Bundle, open_bundle
 
 #: What the diffusion's network looks like when nothing else is asked for: affordable on a CPU at factor 2.
 SMALL_NETWORK = {
@@ -41,8 +42,9 @@ class Request:
         Of the bundle, see `write_bundle`; where the images come from, for the card.
     steps, learning_rate, batch, seed
         Of the training.
-    filters, patch
-        Of the light network: channels at 2 mm, edge of the cubes in mm.
+    filters, patch, start
+        Of the light network: channels at 2 mm, edge of the cubes in mm, bundle whose weights it begins with (name,
+        path, or empty for none).
     factor, crop, sampler
         Of the diffusion: shrinking, cube, sampler (``paper`` or a number of steps).
     validate_every
@@ -62,6 +64,7 @@ class Request:
     batch: int
     filters: int
     patch: int
+    start: str
     seed: int
     validate_every: int
     factor: int
@@ -116,6 +119,7 @@ def _train_light(request: Request, say: Callable[[str], None]) -> Bundle:
             f"{', '.join(twice)}: several label maps begin so; name each file differently up to the first _"
         )
     train, validation = _split(request, request.images, names)
+    start, weights = _start(request)
     fabric = _fabric(request)
     require_memory(1.0 + 1.2 * request.batch, fabric.device, "lower --batch or --filters")
     say(f"{len(request.images)} label maps are laid into the model grid")
@@ -124,7 +128,7 @@ def _train_light(request: Request, say: Callable[[str], None]) -> Bundle:
     )
     recipe = LightRecipe(
         [files[path] for path in train], [files[path] for path in validation],
-        filters=request.filters, patch=request.patch, batch=request.batch,
+        filters=request.filters, patch=request.patch, batch=request.batch, start=weights,
     )  # fmt: skip
     plan = _plan(request)
     facts = {
@@ -135,6 +139,9 @@ def _train_light(request: Request, say: Callable[[str], None]) -> Bundle:
         "patch": request.patch,
         "batch": request.batch,
     }
+    if start:
+        # not the card's hash: name and description of the bundle make no difference
+        facts["start"] = {"name": start.name, "sha256": start.card["files"][WEIGHTS_FILE]["sha256"]}
     network = _fit(recipe, plan, request, fabric, facts, say)
     unified = {sequence: tuple(row) for sequence, row in zip(("T1w", "T2w"), network.unified.tolist(), strict=True)}
     network_card = {"filters": request.filters, "knots": recipe.knots, "unified": unified}
@@ -143,6 +150,24 @@ def _train_light(request: Request, say: Callable[[str], None]) -> Bundle:
         request.output, request.name, network, network_card, [files[p] for p in train], {**facts, "plan": asdict(plan)},
         data, last_validation(request.work / "log.csv"), request.overwrite,
     )  # fmt: skip
+
+
+def _start(request: Request) -> tuple[Bundle | None, dict[str, Any] | None]:
+    """The light bundle to begin with and its weights; UsageError if there is no such or its network is another."""
+    import torch
+
+    if not request.start:
+        return None, None
+    try:
+        bundle = open_bundle(request.start)
+        bundle.require("mmh-light")
+        arrays = bundle.arrays(WEIGHTS_FILE)
+    except BundleError as error:
+        raise UsageError(str(error).replace("--model", "--start")) from None
+    there = bundle.card["network"]["filters"]
+    if there != request.filters:
+        raise UsageError(f"--start {request.start}: has {there} filters; give --filters {there}")
+    return bundle, {name: torch.from_numpy(values).float() for name, values in arrays.items()}
 
 
 def _train_diffusion(request: Request, say: Callable[[str], None]) -> Bundle:

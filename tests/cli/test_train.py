@@ -95,12 +95,25 @@ def test_interrupted_it_goes_on_to_the_same_bundle(trained, labels, tmp_path, mo
         assert (tmp_path / "bundle" / name).read_bytes() == (trained / "bundle" / name).read_bytes()
 
 
+def test_it_begins_with_the_weights_of_another_bundle(trained, labels, tmp_path):
+    """With no learning to speak of, what comes out is what went in."""
+    start = trained / "bundle"
+    assert train(labels, tmp_path, "--start", str(start), "--learning-rate", "1e-9") == 0
+    before, after = (open_bundle(folder).arrays("light.safetensors") for folder in (start, tmp_path / "bundle"))
+    assert all(np.allclose(before[name], after[name], atol=1e-6) for name in before)
+    recipe = open_bundle(tmp_path / "bundle").card["training"]["recipe"]
+    assert recipe["start"]["sha256"] == open_bundle(start).card["files"]["light.safetensors"]["sha256"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--held-out", "ball-9"], "--held-out ball-9: unknown; there are ball-0, ball-1, ball-2"),
         (["--held-out", "ball-0", "ball-1", "ball-2"], "name some, and not all"),
         (["--steps", "5"], "other plan"),
+        (["--start", "mmh-light"], "--start mmh-light: has 16 filters; give --filters 16"),
+        (["--start", "classic"], "--start classic: is not made for --method mmh-light"),
+        (["--start", "nothing"], "--start nothing: neither a shipped bundle"),
         (["--steps", "0"], "--steps 0: must be 1 or more"),
         (["--patch", "30"], "--patch 30: must be a multiple of 8"),
         (["--method", "mmh-diffusion", "--sampler", "fast"], "--sampler fast: write paper"),

@@ -4,11 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 pytest.importorskip("torch")
 
 from mmh_bids.errors import BundleError, ImageError, UsageError  # noqa: E402
-from mmh_bids.harmonizers.light import MmhLight  # noqa: E402
+from mmh_bids.harmonizers.light import MmhLight, evened, levelled  # noqa: E402
+from mmh_bids.image.grid import load_template, resample  # noqa: E402
+from mmh_bids.image.levels import tissue_levels  # noqa: E402
 from mmh_bids.models.bundle import open_bundle  # noqa: E402
 from mmh_bids.simulate import tissues  # noqa: E402
 from mmh_bids.simulate.unified import unified_tissues  # noqa: E402
@@ -31,16 +34,26 @@ def ball():
     return (np.where(mask, values + noise, 0)[None]).astype(np.float32), mask, radius
 
 
-def test_tissues_come_nearer_to_the_unified_look_than_by_z_scoring(method, ball):
-    volume, mask, radius = ball
-    out = method.harmonize(volume, mask, "T1w", "unified", 0).volume[0]
-    look = unified_tissues("T1w")
-    mean, std = method.bundle.card["network"]["unified"]["T1w"]
-    scored = mean + std * (volume[0] - volume[0][mask].mean()) / volume[0][mask].std()
-    truth = np.select(
-        [radius < 13, radius < 17], [look[tissues.WHITE], look[tissues.GREY]], look[tissues.INDEX["fluid"]]
-    )
-    assert np.abs(out - truth)[mask].mean() < 0.7 * np.abs(scored - truth)[mask].mean()
+@pytest.mark.parametrize(("sequence", "seen"), [("T1w", [0.35, 0.65, 0.8]), ("T2w", [0.9, 0.5, 0.4])])
+def test_tissues_come_nearer_to_the_unified_look_than_by_z_scoring(method, sequence, seen):
+    """The template's brain cut in fluid, grey and white matter, as some scanner may show it."""
+    template = load_template()
+    brain = resample(np.asanyarray(template.dataobj), template.affine, method.bundle.shape, method.bundle.affine)
+    mask = brain > 0
+    low, high = np.percentile(brain[mask], [18, 62])
+    classes = (brain > low).astype(int) + (brain > high)
+    noise = np.random.default_rng(0).normal(0, 0.02, mask.shape)
+    volume = np.where(mask, gaussian_filter(np.array(seen)[classes], 0.6) + noise, 0).astype(np.float32)
+    result = method.harmonize(volume[None], mask, sequence, "unified", 0)
+    look = unified_tissues(sequence)
+    truth = gaussian_filter(look[[tissues.INDEX["fluid"], tissues.GREY, tissues.WHITE]][classes], 0.6)
+    mean, std = method.bundle.card["network"]["unified"][sequence]
+    scored = mean + std * (volume - volume[mask].mean()) / volume[mask].std()
+    out = result.volume[0]
+    assert np.abs(out - truth)[mask].mean() < 0.8 * np.abs(scored - truth)[mask].mean()
+    middles = [float(np.median(out[mask & (classes == number)])) for number in (1, 2)]
+    assert middles == pytest.approx(look[[tissues.GREY, tissues.WHITE]].tolist(), abs=0.05)
+    assert result.details["TissueLevels"] is not None
     assert not out[~mask].any() and out.min() >= 0 and out.max() <= 1.25
 
 
@@ -51,6 +64,39 @@ def test_gain_makes_no_difference_and_the_sequence_does(method, ball):
     assert np.allclose(first.volume, again.volume, atol=1e-3)
     assert first.details["BrainMean"] == pytest.approx(2 * again.details["BrainMean"], rel=1e-3)
     assert not np.allclose(first.volume, method.harmonize(volume, mask, "T2w", "unified", 0).volume, atol=0.05)
+
+
+def test_a_field_that_is_left_is_taken_off(ball):
+    volume, mask, radius = ball
+    field = np.exp(0.15 * (np.indices(SHAPE)[0] - 23.5) / 19)
+    inner = radius < 11
+    out, found = evened((volume[0] * field).astype(np.float32), mask, np.eye(4), "T1w")
+    assert found > 0.02
+    assert out[inner].std() < 0.6 * (volume[0] * field)[inner].std()
+    assert not out[~mask].any()
+    flat = mask.astype(np.float32)
+    assert evened(flat, mask, np.eye(4), "T1w") == (pytest.approx(flat), 0.0)
+    assert evened(volume[0], mask, np.eye(4), "T2w") == (pytest.approx(volume[0]), 0.0)
+
+
+def test_tissues_come_to_the_levels_of_the_unified_look():
+    """One monotone curve; what is no brain stays zero; the same again changes nothing."""
+    template = load_template()
+    brain = np.asanyarray(template.dataobj)[::2, ::2, ::2]
+    affine = template.affine @ np.diag([2.0, 2, 2, 1])
+    mask = brain > 0
+    volume = (brain / brain.max()).astype(np.float32)
+    first = tissue_levels(volume, mask, affine)
+    asked = first + np.array([0.0, 0.02, -0.02]) * (first[2] - first[1]) / 0.1
+    out, found = levelled(volume, mask, affine, asked.tolist())
+    assert found == pytest.approx(first.tolist(), abs=1e-5)
+    after = tissue_levels(out, mask, affine)
+    assert np.abs(after - asked)[1:].max() < 0.3 * np.abs(first - asked)[1:].max()
+    order = np.argsort(volume[mask])
+    assert np.diff(out[mask][order]).min() >= -1e-6 and not out[~mask].any()
+    # a T1w is not turned into a T2w, and nothing is moved far
+    for levels in ([0.9, 0.35, 0.22], (first + 0.6 * (first[2] - first[1])).tolist()):
+        assert levelled(volume, mask, affine, levels) == (pytest.approx(volume), None)
 
 
 def test_what_it_cannot_do_is_said(method, ball):

@@ -130,6 +130,24 @@ def test_a_change_over_space_arrives_whole_also_at_the_edge(case):
     assert strength["inner"] == pytest.approx(1, abs=0.1)
 
 
+def test_noise_that_was_taken_off_does_not_come_back():
+    """The model grid averages noise; what it never saw is shrunk as what it saw."""
+    image, affine, mask = scan([3.0, 3.0, 3.0])
+    noisy = image + np.random.default_rng(1).normal(0, 60, image.shape).astype(np.float32) * mask
+    clean, model_mask, scale = on_model_grid(image, affine, mask)
+    there = resample(antialias(noisy, affine, AFFINE), affine, SHAPE, AFFINE, np.linalg.inv(TO_MNI))
+    before = np.where(model_mask, (there - scale.low) / (scale.high - scale.low), 0).astype(np.float32)
+    model = ModelVolumes(before, clean, model_mask, AFFINE, TO_MNI)
+    out, _ = transport(noisy, affine, mask, model, scale, scale)
+    inner = binary_erosion(mask, iterations=3)
+    assert (out - image)[inner].std() < 0.5 * (noisy - image)[inner].std()
+    # and edges stay, so that it is no blur
+    kept = gradient_correlation(image, out, inner)
+    assert kept > gradient_correlation(image, noisy, inner) + 0.05
+    blurred = np.where(mask, gaussian_filter(noisy, 1.0), 0).astype(np.float32)
+    assert kept > gradient_correlation(image, blurred, inner)
+
+
 def test_the_change_goes_on_beyond_the_model_grid():
     """Brain that the model grid cuts off gets the change of the nearest brain it holds, not none."""
     image, affine, mask = scan(GRIDS["coarse"])

@@ -1,0 +1,73 @@
+"""Lesion candidates and conditions of the benchmark on real heads, on images made here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def bench():
+    folder = str(Path(__file__).parents[2] / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        import real_multisite
+
+        yield real_multisite
+    finally:
+        sys.path.remove(folder)
+
+
+@pytest.fixture(scope="module")
+def patient():
+    """A ball of white matter in grey matter in fluid with two lesions: T1w, T2w, the lesions."""
+    size = 72
+    radius = np.sqrt(((np.indices((size,) * 3) - (size - 1) / 2) ** 2).sum(0))
+    rng = np.random.default_rng(0)
+    t1w, t2w = (
+        np.select([radius < 22, radius < 28, radius < 32], values, 0.0) for values in ([0.8, 0.6, 0.2], [0.2, 0.3, 0.9])
+    )
+    lesions = np.zeros(radius.shape, bool)
+    lesions[30:35, 30:35, 30:35] = lesions[42:46, 30:34, 36:40] = True
+    # fluid in the middle of nowhere is no lesion
+    t1w[lesions], t2w[lesions] = 0.65, 0.4
+    noise = rng.normal(0, 0.01, (2, *radius.shape)) * (radius < 32)
+    return (t1w + noise[0]).astype(np.float32), (t2w + noise[1]).astype(np.float32), lesions
+
+
+def test_lesions_are_found_and_nothing_else(bench, patient):
+    t1w, t2w, lesions = patient
+    parts, white = bench.lesion_candidates(t1w, t2w)
+    assert parts.max() == 2
+    assert ((parts > 0) & lesions).sum() > 0.9 * lesions.sum()
+    assert ((parts > 0) & ~lesions).sum() < 0.1 * lesions.sum()
+    assert not bench.lesion_candidates(t1w, np.where(lesions, 0.2, t2w).astype(np.float32))[0].any()
+    assert white.sum() > 0.8 * 4 / 3 * np.pi * 22**3
+
+
+def test_contrast_is_that_to_the_white_matter_around(bench, patient):
+    t1w, t2w, _ = patient
+    parts, white = bench.lesion_candidates(t1w, t2w)
+    assert bench.lesion_contrasts(parts, white, t2w) == pytest.approx([1.0, 1.0], abs=0.03)
+    assert bench.lesion_contrasts(parts, white, t1w) == pytest.approx([-0.1875, -0.1875], abs=0.02)
+    # a gain makes no difference
+    assert bench.lesion_contrasts(parts, white, 7 * t2w) == pytest.approx([1.0, 1.0], abs=0.03)
+
+
+def test_a_site_is_the_mean_of_its_images(bench):
+    images = [bench.Image(Path(), f"sub-{n}", "T1w", site) for n, site in enumerate(["a", "a", "b"])]
+    rows = [{"m": {"GM": value}} for value in (1.0, 3.0, 4.0)]
+    # sites at 2 and 4: mean 3, standard deviation sqrt(2)
+    assert bench.spreads(images, rows, "m")["GM"] == pytest.approx(np.sqrt(2) / 3)
+
+
+def test_conditions_can_fail(bench):
+    table = {"T1w": {"none": {"GM": 0.2}, "mine": {"GM": 0.11}}}
+    lesions = {"sub-1": {"T1w none": -0.2, "T1w mine": -0.1, "T2w none": 0.5, "T2w mine": 0.5}}
+    found = {text.split(":")[0]: good for text, _, good in bench.conditions(table, lesions, "mine")}
+    assert list(found.values()) == [False, False, True]
+    table["T1w"]["mine"]["GM"] = 0.1
+    assert bench.conditions(table, lesions, "mine")[0][2]

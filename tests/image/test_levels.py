@@ -1,0 +1,56 @@
+"""Tissue levels by the template's maps."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from mmh_bids.errors import ImageError
+from mmh_bids.image.grid import load_template, resample
+from mmh_bids.image.levels import tissue_levels
+
+SHAPE = (72, 92, 92)
+AFFINE = nib.affines.from_matvec(np.diag([2.0, 2.0, 2.0]), [-71.0, -108.0, -84.0])
+
+
+@pytest.fixture(scope="module")
+def tissues():
+    """The template's brain cut in three by its own brightness (fluid 0, grey 1, white 2), and the brain."""
+    template = load_template()
+    brain = resample(np.asanyarray(template.dataobj), template.affine, SHAPE, AFFINE)
+    inside = brain > 0
+    low, high = np.percentile(brain[inside], [18, 62])
+    return (brain > low).astype(int) + (brain > high), inside
+
+
+LOOKS = {"T1w": [0.2, 0.5, 0.75], "T2w": [0.9, 0.35, 0.22], "flat": [0.1, 0.6, 0.65]}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("noise", [0.01, 0.04])
+def test_levels_are_found_whatever_the_contrast(tissues, look, noise):
+    classes, inside = tissues
+    volume = np.array(LOOKS[look])[classes] + np.random.default_rng(0).normal(0, noise, SHAPE)
+    found = tissue_levels((volume * inside).astype(np.float32), inside, AFFINE)
+    assert found[1:] == pytest.approx(LOOKS[look][1:], abs=0.03)
+    assert found[0] == pytest.approx(LOOKS[look][0], abs=0.12)
+
+
+def test_a_gain_and_an_offset_pass_through(tissues):
+    classes, inside = tissues
+    volume = gaussian_filter(np.array(LOOKS["T1w"])[classes], 0.5) + np.random.default_rng(0).normal(0, 0.02, SHAPE)
+    first = tissue_levels((volume * inside).astype(np.float32), inside, AFFINE)
+    other = tissue_levels(((300 * volume + 50) * inside).astype(np.float32), inside, AFFINE)
+    assert other == pytest.approx(300 * first + 50, rel=1e-3)
+
+
+def test_what_holds_no_tissue_is_refused(tissues):
+    _, inside = tissues
+    with pytest.raises(ImageError, match="no contrast"):
+        tissue_levels(inside.astype(np.float32), inside, AFFINE)
+    few = np.zeros(SHAPE, bool)
+    few[30:40, 30:40, 30:40] = True
+    with pytest.raises(ImageError, match="too little brain"):
+        tissue_levels(np.random.default_rng(0).random(SHAPE, np.float32), few, AFFINE)
