@@ -252,7 +252,7 @@ def _flow(group: Any) -> None:
         "--work-dir",
         type=_path,
         metavar="DIR",
-        help="intermediate files and caches (default ./work); never inside the dataset",
+        help="intermediate files and caches (default: work, here); never inside the dataset",
     )
     add("--clean-workdir", action="store_true", help="remove the intermediate files of images that are done")
     add(
