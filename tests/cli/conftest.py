@@ -7,7 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny import Call
+from small_study import write_dataset
+from tiny import Call, known_transforms, mmh
 
 from mmh_bids.cli.run import main
 from mmh_bids.image.grid import load_template
@@ -64,3 +65,15 @@ def here(capsys, monkeypatch):
 def quick(bundle):
     """Flags under which no network runs and the model grid is coarse."""
     return ("--skull-strip", "skip", "--sloppy", "--device", "cpu", "--model", bundle, "--nprocs", 2)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory, brain, quick):
+    """Dataset, known transforms, the words of a quick call, and its output: (root, known, words, out, call)."""
+    base = tmp_path_factory.mktemp("app")
+    root = write_dataset(base / "raw", brain)
+    words = ("participant", "-d", f"known={known_transforms(root, base / 'known')}", *quick)
+    out = base / "out"
+    call = mmh(root, out, *words, "-w", base / "work")
+    assert call.code == 0, call.err
+    return root, out, words, base / "work", call
