@@ -1,6 +1,7 @@
 """The light harmonizer's network: one pass from an image to the unified look. Torch and MONAI only.
 
-It starts from the z-scored image, which it brings to the mean and standard deviation of the unified look, and adds
+It starts from the z-scored image, which a curve that is the same all over the brain, and whose slope is bounded, brings
+to the unified look, and adds
 
 * a curve of intensity whose coefficients vary smoothly over the brain (a bilateral grid, Chen et al., ACM Trans Graph
   2007;26:103), which cannot move an edge, and
@@ -13,6 +14,7 @@ normalised over the patch or volume at hand, so that a patch in training and a w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +28,9 @@ N_QUANTILES = 32
 _STEP = 0.1
 #: Steps (voxels) of the second differences along each axis.
 _REACHES = (1, 2, 3)
+#: Intervals of the curve that is the same everywhere; logarithm of its steepest slope: z-scoring has slope 1, and its
+#: flattest is the inverse. A flat curve erases what differs within a tissue, a steep one makes speckle of noise.
+_INTERVALS, _STEEPEST = 16, math.log(3.0)
 #: Channels that the image enters with: 4 of each of 8 voxels, and the place.
 _ENTERING = 35
 
@@ -159,7 +164,7 @@ class LightNetwork(nn.Module):
     filters
         Channels at 2 mm; twice at 4 mm, four times at 8 mm.
     knots
-        Knots of the curves over `intensity_axis`.
+        Knots of the curves over `intensity_axis` that vary over the brain.
     unified
         Per sequence mean and standard deviation of the brain in the unified look.
     """
@@ -185,7 +190,7 @@ class LightNetwork(nn.Module):
         self.leave = nn.ModuleList([_Block(two, style), _Block(one, style)])
         self.curve, self.gains = nn.Conv3d(two, knots, 3, padding=1), nn.Conv3d(one, 3 * len(_REACHES), 1)
         self.detail = nn.Conv3d(one + _ENTERING, 8, 3, padding=1)
-        self.everywhere = nn.Linear(style, knots)
+        self.everywhere = nn.Linear(style, _INTERVALS + 1)
         _silence(self.curve, self.gains, self.detail, self.everywhere)
 
     def forward(self, image: torch.Tensor, brain: torch.Tensor, place: torch.Tensor, style: Style) -> torch.Tensor:
@@ -218,7 +223,7 @@ class LightNetwork(nn.Module):
         axis, code = intensity_axis(z, style.quantiles), self._code(style)
         curves, gains, detail = self._features(z, axis, brain, place, code)
         with torch.no_grad():
-            same = self._look(z + slice_curves(self.everywhere(code)[:, :, None, None, None], axis), style)
+            same = self._look(bounded_curve(z, self.everywhere(code), style.quantiles), style)
         sharper = (_twice(gains) * second_differences(z, brain)).sum(dim=1, keepdim=True)
         local = slice_curves(curves, axis) + sharper + pixelshuffle(detail, 3, 2)
         width = self.unified[style.sequence][:, 1].reshape(-1, 1, 1, 1, 1)
@@ -236,11 +241,8 @@ class LightNetwork(nn.Module):
         -------
         (B, N) in the unified look.
         """
-        z = scored(values, style)
-        axis = intensity_axis(z, style.quantiles)
-        curves = self.everywhere(self._code(style))[:, :, None, None, None]
-        change = slice_curves(curves, axis[:, None, :, None, None])[:, 0, :, 0, 0]
-        return self._look(z + change, style)
+        curve = self.everywhere(self._code(style))
+        return self._look(bounded_curve(scored(values, style), curve, style.quantiles), style)
 
     def _code(self, style: Style) -> torch.Tensor:
         kind = functional.one_hot(style.sequence, len(SEQUENCES)).to(style.quantiles.dtype)
@@ -300,6 +302,40 @@ def second_differences(z: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
             padding[2 * (4 - axis)] = padding[2 * (4 - axis) + 1] = reach
             found.append(functional.pad(((before + behind) / 2 - here) * both, padding))
     return torch.cat(found, dim=1)
+
+
+def bounded_curve(z: torch.Tensor, shape: torch.Tensor, quantiles: torch.Tensor) -> torch.Tensor:
+    """A rising curve of straight pieces, equally wide between the brain's darkest and brightest.
+
+    Parameters
+    ----------
+    z
+        (B, ...) z-scored image.
+    shape
+        (B, K + 1) the curve's value at 0, then numbers that rise with the pieces' slopes: 0 stands for 1, and no number
+        for less than 1/3 or more than 3. The outer pieces go on for ever.
+    quantiles
+        (B, Q), see `Style`.
+
+    Examples
+    --------
+    >>> ends = torch.tensor([[-2.0, 2.0]])
+    >>> bounded_curve(torch.tensor([[-3.0, -1.0, 0.0, 3.0]]), torch.tensor([[0.5, 0.0, 0.0]]), ends)
+    tensor([[-2.5000, -0.5000,  0.5000,  3.5000]])
+    >>> bounded_curve(torch.tensor([[-3.0, -1.0, 0.0, 3.0]]), torch.tensor([[0.0, -99.0, 99.0]]), ends)
+    tensor([[-1.0000, -0.3333,  0.0000,  9.0000]])
+    """
+    slopes = torch.exp(_STEEPEST * torch.tanh(shape[:, 1:]))
+    low = quantiles[:, :1]
+    wide = ((quantiles[:, -1:] - low) / slopes.shape[1]).clamp_min(1e-3)
+    reached = functional.pad(torch.cumsum(slopes * wide, dim=1), (1, 0))
+
+    def risen(values: torch.Tensor) -> torch.Tensor:
+        piece = ((values - low) / wide).detach().floor().long().clamp(0, slopes.shape[1] - 1)
+        return reached.gather(1, piece) + slopes.gather(1, piece) * (values - low - piece * wide)
+
+    flat = z.reshape(len(z), -1)
+    return (shape[:, :1] + risen(flat) - risen(torch.zeros_like(low))).reshape(z.shape)
 
 
 def slice_curves(curves: torch.Tensor, axis: torch.Tensor) -> torch.Tensor:

@@ -80,7 +80,7 @@ METHODS = {
         "whose coefficients vary smoothly over the brain (a bilateral grid [@bilateralgrid]) plus locally weighted "
         "second differences and a small change at full resolution, trained on travelling subjects simulated with MR "
         "signal equations. The result was corrected for what N4 [@n4] still found of a field in it, and one curve "
-        "brought fluid, grey and white matter, found by a Gaussian mixture with the template's tissue maps as priors "
+        "brought grey and white matter, found by a Gaussian mixture with the template's tissue maps as priors "
         "[@unifiedsegmentation], to the levels of the unified look."
     ),
     "mmh-diffusion": "Images were harmonized with a diffusion model guided by style-free image gradients (MMH [@mmh]).",

@@ -149,18 +149,27 @@ def simulate(
     return image, truth, brain
 
 
-def brain_values(
-    head: ModelHead, scan: Scan, rng: np.random.Generator, count: int = _STATISTICS
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Intensities of `count` random brain voxels, as `simulate` would show them: for whole-brain statistics.
+@dataclass(frozen=True)
+class BrainSample:
+    """Intensities of some brain voxels.
 
-    Returns
-    -------
+    Attributes
+    ----------
     values
-        (N,) at most `count`, less what the mask misses; units as in `simulate`.
+        (N,) as `simulate` would show them.
+    clean
+        (N,) without the residual field; the noise only lifts them, as it lifts the mean of a magnitude.
     truth
-        (N,) the same voxels in the unified look.
+        (N,) in the unified look.
     """
+
+    values: torch.Tensor
+    clean: torch.Tensor
+    truth: torch.Tensor
+
+
+def brain_values(head: ModelHead, scan: Scan, rng: np.random.Generator, count: int = _STATISTICS) -> BrainSample:
+    """Intensities of `count` random brain voxels, less what the mask misses: for whole-brain statistics."""
     device = head.mask.device
     chosen = head.inside[torch.from_numpy(rng.integers(0, head.inside.numel(), count)).to(device)]
     chosen = chosen[~head.rim.flatten()[chosen] | (torch.from_numpy(rng.random(count)).to(device) >= scan.lost)]
@@ -175,9 +184,11 @@ def brain_values(
     deviation = scan.transmit * (0.4 - distance.clamp_max(1.6))
     signal = _signal(scan.tables, index, texture, deviation[:, None]).clamp_min(0) @ weights
     truth = _signal(scan.target, index, texture, None).clamp(0, 1) @ exact
+    # about the mean of a magnitude where there is signal; a fifth too little where there is none
+    clean = (signal.square() + scan.noise**2).sqrt()
     signal = signal * _field(scan.bias, _relative(head, place.float()))
     noise = torch.from_numpy(rng.standard_normal((2, signal.numel()))).float().to(device) * scan.noise
-    return torch.hypot(signal + noise[0], noise[1]), truth
+    return BrainSample(torch.hypot(signal + noise[0], noise[1]), clean, truth)
 
 
 def _around(place: torch.Tensor, shape: tuple[int, int, int], steps: torch.Tensor) -> torch.Tensor:

@@ -71,7 +71,15 @@ def _draw(rng: np.random.Generator, field: float, timing: Any, sequence: str) ->
 
 
 def _t1w(rng: np.random.Generator) -> dict[str, Any]:
-    if rng.random() < 0.3:
+    kind = rng.random()
+    if kind > 0.85:
+        return {
+            "sequence": "spin_echo",
+            "tr": float(rng.uniform(0.4, 0.8)),
+            "te": float(rng.uniform(0.008, 0.02)),
+            "flip": 90.0,
+        }
+    if kind < 0.3:
         tr = float(rng.uniform(0.009, 0.03))
         te = float(rng.uniform(0.002, min(0.008, 0.6 * tr)))
         return {"sequence": "spoiled_gradient_echo", "tr": tr, "te": te, "flip": float(rng.uniform(15, 35))}

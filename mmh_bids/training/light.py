@@ -7,6 +7,9 @@ the gradient of a few cubes it drowns what a network can learn about noise, fiel
 over the brain is asked to mend all but the mean error of each tissue class that the curve left which is the same
 everywhere. That curve learns tissue brightness, from voxels of whole brains. (Taking off the mean errors of the sum
 instead rewards a network for squeezing the contrast, and noise with it.)
+
+The curve is shown voxels without noise. From noisy ones it would learn the likeliest tissue of an intensity, which is
+a staircase: where grey and white matter lie close it turns noise into speckle and lesions into their surroundings.
 """
 
 from __future__ import annotations
@@ -36,9 +39,11 @@ _BLOCK = 12
 _UNIFIED = 0.1
 #: Scans of one person in a step.
 _SCANS = 2
-#: Weights of the errors of block means, of edges, and of the disagreement of two scans' block means, beside the mean
-#: absolute error; of the mean absolute error with the classes' mean errors left in.
-_REGIONAL, _EDGES, _AGREEMENT, _WHOLE = 2.0, 0.5, 1.0, 0.15
+#: Weights of the voxels' errors, of those of block means, of edges, and of the disagreement of two scans' block means;
+#: of the mean absolute error with the classes' mean errors left in.
+_VOXELS, _REGIONAL, _EDGES, _AGREEMENT, _WHOLE = 2.0, 2.0, 0.5, 1.0, 0.15
+#: Voxels' errors below this count by their square: where two tissues are as likely, the middle is right, not either.
+_SMALL_ERROR = 0.1
 #: Weights of the error of the curve that is the same everywhere, and of two scans' disagreement about class means;
 #: voxels a scan these are measured on.
 _ONE_CURVE, _ONE_CURVE_AGREEMENT, _CURVE_VALUES = 1.0, 0.5, 8_000
@@ -132,36 +137,35 @@ class LightRecipe:
                 pairs.append(draw_pair(head, sequence, rng, view, scales=scales))
                 sequences.append(sequence)
         total = _cube_losses(network.parts(*batch_of(pairs)), pairs, sequences)
-        parts = total["absolute"] + _REGIONAL * total["regional"] + _EDGES * total["edges"] + _WHOLE * total["whole"]
+        parts = _VOXELS * total["voxels"] + _REGIONAL * total["regional"] + _EDGES * total["edges"]
+        parts = parts + _WHOLE * total["whole"]
         if "agreement" in total:
             parts = parts + _AGREEMENT * total["agreement"]
-        total["one_curve"], total["one_curve_agreement"] = self._one_curve(network, rng, device)
+        total |= self._one_curve(network, rng, device)
         curve = _ONE_CURVE * total["one_curve"] + _ONE_CURVE_AGREEMENT * total["one_curve_agreement"]
         return total | {"loss": parts + curve}
 
-    def _one_curve(
-        self, network: Any, rng: np.random.Generator, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Error and disagreement of the curve that is the same everywhere: scans cost little here, there are many."""
+    def _one_curve(self, network: Any, rng: np.random.Generator, device: torch.device) -> dict[str, torch.Tensor]:
+        """Losses of the curve that is the same everywhere: scans cost little here, so there are many."""
         styles, images, truths, sequences = [], [], [], []
         for person in range(self.curves // _SCANS):
             head = self.head(self.train[int(rng.integers(len(self.train)))], device)
             sequence, scales = SEQUENCES[person % 2], tissues.person_scales(rng)
             for _ in range(_SCANS):
-                values, truth = brain_values(head, _draw(head, sequence, rng, scales), rng)
-                styles.append(measure_style(values, sequence))
-                images.append(values[:_CURVE_VALUES])
-                truths.append(truth[:_CURVE_VALUES])
+                sample = brain_values(head, _draw(head, sequence, rng, scales), rng)
+                styles.append(measure_style(sample.values, sequence))
+                images.append(sample.clean[:_CURVE_VALUES])
+                truths.append(sample.truth[:_CURVE_VALUES])
                 sequences.append(sequence)
         out = network.one_curve(torch.stack(images), join_styles(styles))
         errors, means, apart = [], [], []
         for values, truth, sequence in zip(out, truths, sequences, strict=True):
-            errors.append((values - truth).abs().mean() / _contrast(sequence))
+            errors.append((values - truth).square().mean().sqrt() / _contrast(sequence))
             # of the errors, so that two random choices of voxels do not differ by what they happen to hold
             means.append(_class_means(values - truth, _classes(truth, sequence)) / _contrast(sequence))
         for first, second in zip(means[::_SCANS], means[1::_SCANS], strict=True):
             apart.append((first - second).abs().mean())
-        return torch.stack(errors).mean(), torch.stack(apart).mean()
+        return {"one_curve": torch.stack(errors).mean(), "one_curve_agreement": torch.stack(apart).mean()}
 
     def validate(self, network: Any, device: torch.device, folder: Path, step: int) -> Mapping[str, float]:
         """Errors on whole brains of held-out heads on fixed scanners, beside those of the z-scored image."""
@@ -224,7 +228,7 @@ def draw_pair(
     scan = _draw(head, sequence, rng, scales)
     image, truth, brain = simulate(head, scan, view.where, generator)
     brain = (brain >= 0.5).float()
-    style = measure_style(brain_values(head, scan, rng)[0], sequence)
+    style = measure_style(brain_values(head, scan, rng).values, sequence)
     return Pair((image * brain)[None], truth[None], brain[None], view.place, style)
 
 
@@ -251,7 +255,7 @@ def _ideal(scan: Scan) -> Scan:
 
 
 def _ideal_values(head: ModelHead, sequence: str, rng: np.random.Generator) -> torch.Tensor:
-    return brain_values(head, _ideal(draw_scan(sequence, rng)), rng)[1]
+    return brain_values(head, _ideal(draw_scan(sequence, rng)), rng).truth
 
 
 def _contrast(sequence: str) -> float:
@@ -291,6 +295,8 @@ def _cube_losses(out: torch.Tensor, pairs: Sequence[Pair], sequences: Sequence[s
         change = change / _contrast(sequence)
         local = _without_class_means(left, classes, brain) + change
         found = _errors(local, classes, brain)
+        bent = (local.square() + _SMALL_ERROR**2).sqrt() - _SMALL_ERROR
+        found["voxels"] = bent.sum() / brain.sum().clamp_min(1)
         found["whole"] = (left + change).abs().sum() / brain.sum().clamp_min(1)
         if number % _SCANS and before is not None:
             found["agreement"] = _block_means(local - before[0], classes, brain * before[1])

@@ -109,11 +109,23 @@ def test_noise_has_the_asked_strength_and_the_field_is_smooth(head):
 
 def test_statistics_come_from_the_brain_alone(head):
     scan = clean(draw_scan("T1w", np.random.default_rng(5)))
-    values, truth = brain_values(head[1], scan, np.random.default_rng(0), 5000)
+    sample = brain_values(head[1], scan, np.random.default_rng(0), 5000)
+    values, truth = sample.values, sample.truth
     image, ideal, _ = simulate(head[1], scan, everywhere())
     assert values.numel() == truth.numel() == 5000
     assert float(values.mean()) == pytest.approx(float(image[head[1].mask].mean()), rel=0.05)
     assert float(truth.mean()) == pytest.approx(float(ideal[head[1].mask].mean()), rel=0.05)
     lost = dataclasses.replace(scan, lost=1.0)
-    fewer = brain_values(head[1], lost, np.random.default_rng(0), 5000)[0]
+    fewer = brain_values(head[1], lost, np.random.default_rng(0), 5000).values
     assert fewer.numel() < 5000 and float(fewer.mean()) > float(values.mean())
+
+
+def test_clean_statistics_know_neither_noise_nor_field(head):
+    scan = draw_scan("T1w", np.random.default_rng(5))
+    noisy = dataclasses.replace(clean(scan), noise=0.05, bias=torch.full_like(scan.bias, 0.05))
+    found = brain_values(head[1], noisy, np.random.default_rng(0), 5000)
+    quiet = brain_values(head[1], clean(scan), np.random.default_rng(0), 5000)
+    bright = quiet.values > 0.5
+    assert torch.allclose(found.clean[bright], quiet.values[bright], atol=0.003)
+    assert float((found.values - quiet.values)[bright].std()) > 0.04
+    assert torch.equal(found.truth, quiet.truth)
