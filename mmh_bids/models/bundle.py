@@ -38,6 +38,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmh_bids import __version__
 from mmh_bids.errors import BundleError
 
 FORMAT_VERSION = 1
@@ -270,6 +271,31 @@ def file_sha256(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def card_head(name: str, description: str, data: str, references: list[str]) -> dict[str, Any]:
+    """Return the fields of a card that every training of ours fills in alike.
+
+    Parameters
+    ----------
+    name, description
+        Of the bundle.
+    data
+        Where the training images come from.
+    references
+        Papers.
+    """
+    return {
+        "name": name,
+        "version": __version__,
+        "task": "Harmonization of T1w and T2w brain MR images",
+        "description": description,
+        "authors": "The mmh_bids team",
+        "license": "Apache-2.0",
+        "intended_use": "Research. Not a medical device.",
+        "data_source": data,
+        "references": references,
+    }
 
 
 def write_bundle(

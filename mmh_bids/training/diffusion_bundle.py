@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from mmh_bids import __version__
 from mmh_bids.errors import UsageError
 from mmh_bids.harmonizers.mmh import WEIGHTS_FILE, Mmh
-from mmh_bids.models.bundle import Bundle, write_bundle
+from mmh_bids.models.bundle import Bundle, card_head, write_bundle
 from mmh_bids.models.unet import SEQUENCE_CLASS
 from mmh_bids.training.diffusion import DiffusionRecipe, StageOne
 from mmh_bids.training.standards import OUTPUT_MAX
@@ -53,17 +51,12 @@ def write_stage_one(
     if not sequences:
         raise UsageError(f"{folder}: the network was trained on no image yet; train it first")
     shape, affine = shrunk_grid(recipe)
-    card: dict[str, Any] = {
-        "name": name,
-        "version": __version__,
-        "task": "Harmonization of T1w and T2w brain MR images",
-        "description": "Stage 1 of MMH: diffusion network, from any site to the unified look.",
-        "authors": "The mmh_bids team",
-        "license": "Apache-2.0",
-        "intended_use": "Research. Not a medical device.",
-        "data_source": data,
-        "references": ["Wu M et al. Unified Multi-Site Multi-Sequence Brain MRI Harmonization Enriched by Biomedical "
-                       "Semantic Style. arXiv 2601.08193, 2026."],
+    text = "Stage 1 of MMH: diffusion network, from any site to the unified look."
+    paper = (
+        "Wu M et al. Unified Multi-Site Multi-Sequence Brain MRI Harmonization Enriched by Biomedical Semantic Style. "
+        "arXiv 2601.08193, 2026."
+    )
+    card = card_head(name, text, data, [paper]) | {
         "methods": [Mmh.name],
         "network": network.unet.arguments,
         "sampler": recipe.facts["sampler"],

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mmh_bids import __version__
 from mmh_bids.harmonizers.light import CEILING, WEIGHTS_FILE, MmhLight, evened
 from mmh_bids.harmonizers.standard import STANDARDS_FILE, Standard
 from mmh_bids.image.grid import MODEL_AFFINE, MODEL_SHAPE
 from mmh_bids.image.levels import tissue_levels
-from mmh_bids.models.bundle import Bundle, write_bundle
+from mmh_bids.models.bundle import Bundle, card_head, write_bundle
 from mmh_bids.models.light import SEQUENCES
 from mmh_bids.simulate.modelhead import load_head
 from mmh_bids.training.light import batch_of, draw_pair, draw_view, unified_volume
@@ -55,22 +54,18 @@ def write_light(
     """
     standards = {sequence: _standard(heads, sequence) for sequence in SEQUENCES}
     levels = {sequence: _levels(network, heads, sequence) for sequence in SEQUENCES}
-    card: dict[str, Any] = {
-        "name": name,
-        "version": __version__,
-        "task": "Harmonization of T1w and T2w brain MR images",
-        "description": "One pass of a small network to the unified look: curves of intensity that vary over the brain, "
-        "gains of second differences, a small change at full resolution; then N4 and one curve to the tissues' levels.",
-        "authors": "The mmh_bids team",
-        "license": "Apache-2.0",
-        "intended_use": "Research. Not a medical device.",
-        "data_source": data,
-        "references": [
-            "Wu, Sun, Wang, Yap, Liu. Unified Multi-Site Multi-Sequence Brain MRI Harmonization Enriched by "
-            "Biomedical Semantic Style. arXiv 2601.08193 (2026).",
-            "Chen J, Paris S, Durand F. Real-time edge-aware image processing with the bilateral grid. "
-            "ACM Trans Graph 2007;26:103.",
-        ],
+    text = (
+        "One pass of a small network to the unified look: one curve of intensity of bounded slope, curves that vary "
+        "over the brain, gains of second differences, a small change at full resolution; then N4 and one curve to the "
+        "tissues' levels."
+    )
+    papers = [
+        "Wu, Sun, Wang, Yap, Liu. Unified Multi-Site Multi-Sequence Brain MRI Harmonization Enriched by "
+        "Biomedical Semantic Style. arXiv 2601.08193 (2026).",
+        "Chen J, Paris S, Durand F. Real-time edge-aware image processing with the bilateral grid. "
+        "ACM Trans Graph 2007;26:103.",
+    ]
+    card = card_head(name, text, data, papers) | {
         "methods": [MmhLight.name],
         "network": dict(arguments),
         "sampler": {"name": "one pass", "steps": 1},

@@ -16,7 +16,7 @@ from mmh_bids import __version__
 from mmh_bids.errors import ImageError, NothingToDoError, UsageError
 from mmh_bids.harmonizers.standard import NYUL_PERCENTILES, STANDARDS_FILE, Standard
 from mmh_bids.image.grid import MODEL_AFFINE, MODEL_SHAPE, TEMPLATE_SPACE
-from mmh_bids.models.bundle import Bundle, target_order, write_bundle
+from mmh_bids.models.bundle import Bundle, card_head, target_order, write_bundle
 
 METHODS = ("nyul", "zscore", "whitestripe", "histmatch")
 OUTPUT_MAX = 1000
@@ -180,23 +180,15 @@ def write_standards(
 ) -> Bundle:
     """Write learned standards as a bundle for the classical methods; `data` says what they come from."""
     note = "PROVISIONAL: for trying the app out, not for studies. " if provisional else ""
-    card: dict[str, Any] = {
-        "name": name,
-        "version": __version__,
-        "task": "Harmonization of T1w and T2w brain MR images",
-        "description": note + "Standards of the classical methods: z-score, WhiteStripe, Nyul, histogram matching.",
+    text = note + "Standards of the classical methods: z-score, WhiteStripe, Nyul, histogram matching."
+    papers = [
+        "Nyul LG, Udupa JK. On standardizing the MR image intensity scale. Magn Reson Med 1999.",
+        "Nyul LG et al. New variants of a method of MRI scale standardization. IEEE TMI 2000.",
+        "Shinohara RT et al. Statistical normalization techniques for MRI. NeuroImage Clin 2014.",
+        "Reinhold JC et al. Evaluating the impact of intensity normalization on MR image synthesis. Proc SPIE 2019.",
+    ]
+    card = card_head(name, text, data, papers) | {
         "provisional": provisional,
-        "authors": "The mmh_bids team",
-        "license": "Apache-2.0",
-        "intended_use": "Research. Not a medical device.",
-        "data_source": data,
-        "references": [
-            "Nyul LG, Udupa JK. On standardizing the MR image intensity scale. Magn Reson Med 1999.",
-            "Nyul LG et al. New variants of a method of MRI scale standardization. IEEE TMI 2000.",
-            "Shinohara RT et al. Statistical normalization techniques for MRI. NeuroImage Clin 2014.",
-            "Reinhold JC et al. Evaluating the impact of intensity normalization on MR image synthesis. "
-            "Proc SPIE 2019.",
-        ],
         "methods": list(METHODS),
         "grid": {"shape": list(MODEL_SHAPE), "affine": MODEL_AFFINE.tolist()},
         "output_max": OUTPUT_MAX,
