@@ -35,6 +35,8 @@ _EVENED = ("T1w",)
 #: How far grey and white matter may lie from their levels, as a share of their contrast: beyond it is no brain, or one
 #: that lies otherwise than the template, and a curve would do harm.
 _PLAUSIBLE = 0.5
+#: How much of a stretch of the contrast between them the last curve may add: more would be noise.
+_STRETCH = 1.3
 _AGAIN = "train it again with mmh-train global, or choose another with --model"
 
 
@@ -176,9 +178,11 @@ def evened(
 def levelled(
     volume: NDArray[np.float32], mask: NDArray[np.bool_], affine: NDArray[np.float64], levels: Sequence[float]
 ) -> tuple[NDArray[np.float32], list[float] | None]:
-    """Bring grey and white matter to given levels by one curve: straight between them and to zero, a shift above.
+    """Bring grey and white matter to given levels by one curve.
 
-    Fluid goes along: what a thick slice shows of it in a sulcus says more about the slice than about its level.
+    It is straight between them, as far again above, and down to zero; further above it is a shift. Fluid goes along:
+    what a thick slice shows of it in a sulcus says more about the slice than about its level. Where grey and white
+    matter lie too close, white matter gets its level and the contrast is stretched by no more than 1.3.
 
     Parameters
     ----------
@@ -203,6 +207,10 @@ def levelled(
     x, y = np.append(0.0, found[order]), np.append(0.0, asked[order])
     if np.abs(x - y).max() > _PLAUSIBLE * np.diff(y)[1] or np.diff(x).min() <= 0:
         return volume, None
+    white = 1 + int(order[1] == 2)
+    grey, apart = 3 - white, min(y[2] - y[1], _STRETCH * (x[2] - x[1]))
+    y[grey] = y[white] + (apart if grey > white else -apart)
+    x, y = (np.append(knots, 2 * knots[2] - knots[1]) for knots in (x, y))
     out = (np.interp(volume, x, y) + np.maximum(volume - x[-1], 0)).clip(0, CEILING)
     return np.where(mask, out, 0).astype(np.float32), [round(float(level), 6) for level in found]
 

@@ -48,7 +48,10 @@ def image_qc(
     -------
     Plain floats (6 significant digits) and bools by the names in the sidecar:
 
-    - GradientCorrelation: Pearson correlation of the gradient magnitudes in the eroded mask, 1 = same edges.
+    - GradientCorrelation: Pearson correlation of the gradient magnitudes in the eroded mask, 1 = same edges. A
+      change of contrast alone lowers it: it gives edges other weights, and noise.
+    - MappedGradientCorrelation: the same of the output and the input seen through the intensity map, which moves no
+      edge: falls with blur, halos and invented edges only.
     - RangeMin, RangeMax: of the output in the mask, in the units written.
     - Finite, NonNegative: of the whole output.
     - IntensityMapMonotone.
@@ -69,8 +72,10 @@ def image_qc(
     signal = inside & (old > before_scale[0])
     signal = signal if signal.any() else inside
     values_after = new[inside]
+    mapped = intensity_map((old - np.float32(before_scale[0])) / np.float32(before_scale[1] - before_scale[0]))
     qc: dict[str, Any] = {
         "GradientCorrelation": gradient_correlation(old, new, inside),
+        "MappedGradientCorrelation": gradient_correlation(mapped, new, inside),
         "RangeMin": values_after.min(),
         "RangeMax": values_after.max(),
         "Finite": finite,

@@ -55,7 +55,8 @@ class Rule:
 
 
 QUANTITIES = (
-    Quantity("GradientCorrelation", "Edges kept: gradient correlation of output and input"),
+    Quantity("MappedGradientCorrelation", "Edges kept: gradient correlation of output and input seen through the map"),
+    Quantity("GradientCorrelation", "Edges and their weights kept: gradient correlation of output and input"),
     Quantity("RangeMin", "Smallest output value", digits=4),
     Quantity("RangeMax", "Largest output value", digits=4),
     Quantity("Finite", "All output values are finite"),
@@ -80,11 +81,18 @@ DISTANCE_GROWTH = 0.001
 
 RULES = (
     Rule(
-        ("GradientCorrelation",),
+        ("MappedGradientCorrelation",),
         lambda value: value >= 0.95,
         "at least 0.95",
         "Edges of the output differ from those of the input: anatomy may have been blurred or changed. "
         "Compare the two pictures closely before using this image.",
+    ),
+    Rule(
+        ("GradientCorrelation",),
+        lambda value: value >= 0.85,
+        "at least 0.85",
+        "The contrast was stretched a lot, and noise with it: the input has little contrast, or much noise. "
+        "Compare the two pictures, and think twice before measuring small things in this image.",
     ),
     Rule(
         ("BrainMaskVolume",),
@@ -142,7 +150,7 @@ def flags(qc: Mapping[str, Any]) -> list[Flag]:
     Missing keys and None are passed over, unknown keys are never flagged, and a value with a threshold that
     is not a finite number is flagged, since it could not be measured.
 
-    >>> [flag.key for flag in flags({"GradientCorrelation": 0.9, "Finite": True, "Something": -1})]
+    >>> [flag.key for flag in flags({"GradientCorrelation": 0.8, "Finite": True, "Something": -1})]
     ['GradientCorrelation']
     >>> [flag.key for flag in flags({"ParenchymaVolumeBefore": 1000, "ParenchymaVolumeAfter": 1101})]
     ['ParenchymaVolumeAfter']

@@ -8,8 +8,9 @@ over the brain is asked to mend all but the mean error of each tissue class that
 everywhere. That curve learns tissue brightness, from voxels of whole brains. (Taking off the mean errors of the sum
 instead rewards a network for squeezing the contrast, and noise with it.)
 
-The curve is shown voxels without noise. From noisy ones it would learn the likeliest tissue of an intensity, which is
-a staircase: where grey and white matter lie close it turns noise into speckle and lesions into their surroundings.
+The curve is asked to carry noise and field along, scaled as the contrast is, and leave them to the local part. Asked
+for the truth, it would learn the likeliest tissue of an intensity, which is a staircase: where grey and white matter
+lie close it turns noise into speckle and lesions into their surroundings.
 """
 
 from __future__ import annotations
@@ -147,22 +148,24 @@ class LightRecipe:
 
     def _one_curve(self, network: Any, rng: np.random.Generator, device: torch.device) -> dict[str, torch.Tensor]:
         """Losses of the curve that is the same everywhere: scans cost little here, so there are many."""
-        styles, images, truths, sequences = [], [], [], []
+        styles, images, truths, classes, sequences = [], [], [], [], []
         for person in range(self.curves // _SCANS):
             head = self.head(self.train[int(rng.integers(len(self.train)))], device)
             sequence, scales = SEQUENCES[person % 2], tissues.person_scales(rng)
             for _ in range(_SCANS):
-                sample = brain_values(head, _draw(head, sequence, rng, scales), rng)
+                scan = _draw(head, sequence, rng, scales)
+                sample = brain_values(head, scan, rng)
                 styles.append(measure_style(sample.values, sequence))
-                images.append(sample.clean[:_CURVE_VALUES])
-                truths.append(sample.truth[:_CURVE_VALUES])
+                images.append(sample.values[:_CURVE_VALUES])
+                truths.append((sample.truth + _stretch(scan) * (sample.values - sample.clean))[:_CURVE_VALUES])
+                classes.append(_classes(sample.truth[:_CURVE_VALUES], sequence))
                 sequences.append(sequence)
         out = network.one_curve(torch.stack(images), join_styles(styles))
         errors, means, apart = [], [], []
-        for values, truth, sequence in zip(out, truths, sequences, strict=True):
+        for values, truth, tissue, sequence in zip(out, truths, classes, sequences, strict=True):
             errors.append((values - truth).square().mean().sqrt() / _contrast(sequence))
             # of the errors, so that two random choices of voxels do not differ by what they happen to hold
-            means.append(_class_means(values - truth, _classes(truth, sequence)) / _contrast(sequence))
+            means.append(_class_means(values - truth, tissue) / _contrast(sequence))
         for first, second in zip(means[::_SCANS], means[1::_SCANS], strict=True):
             apart.append((first - second).abs().mean())
         return {"one_curve": torch.stack(errors).mean(), "one_curve_agreement": torch.stack(apart).mean()}
@@ -262,6 +265,12 @@ def _contrast(sequence: str) -> float:
     """White-grey contrast of the unified look."""
     values = unified_tissues(sequence)
     return abs(float(values[tissues.WHITE] - values[tissues.GREY]))
+
+
+def _stretch(scan: Scan) -> float:
+    """White-grey contrast of this person in the unified look over that in the scan."""
+    apart = [float(table[0, tissues.WHITE] - table[0, tissues.GREY]) for table in (scan.target, scan.tables)]
+    return apart[0] / apart[1]
 
 
 def _positions(head: ModelHead, size: tuple[int, ...], start: list[int], rng: np.random.Generator) -> torch.Tensor:

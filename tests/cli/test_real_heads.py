@@ -29,12 +29,15 @@ def assert_harmonized(source, out, root):
     facts = json.loads(result.with_name(f"{stem}_desc-harmonized_{sequence}.json").read_text())["Harmonization"]
     assert 900 <= facts["BrainExtraction"]["Volume"] <= 1900
     assert facts["Registration"]["Dice"] > 0.93
-    assert facts["QC"]["GradientCorrelation"] > 0.95
+    assert facts["QC"]["MappedGradientCorrelation"] > 0.95
     if facts["Method"] == "zscore":
+        assert facts["QC"]["GradientCorrelation"] > 0.95
         assert facts["QC"]["ReferenceDistanceAfter"] < facts["QC"]["ReferenceDistanceBefore"]
     else:
         # the light network aims at tissues, not at a histogram: people have fluid in different amounts
         values = unified_tissues(sequence)
+        # a spin-echo T1w has half of the unified look's contrast: its edges get other weights, whatever the method
+        assert facts["QC"]["GradientCorrelation"] > 0.85
         white, grey = values[tissues.WHITE], values[tissues.GREY]
         assert abs(facts["QC"]["WhiteGreyContrastAfter"] - 2 * abs(white - grey) / (white + grey)) < 0.1
         assert facts["QC"]["ReferenceDistanceAfter"] < 0.1

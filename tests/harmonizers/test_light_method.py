@@ -99,6 +99,27 @@ def test_tissues_come_to_the_levels_of_the_unified_look():
         assert levelled(volume, mask, affine, levels) == (pytest.approx(volume), None)
 
 
+@pytest.mark.parametrize("inverted", [False, True], ids=["T1w", "T2w"])
+def test_the_contrast_is_stretched_a_little_only_and_alike_on_both_sides(inverted):
+    """Else noise in the white matter of a scan with little contrast would be stretched below and squeezed above."""
+    template = load_template()
+    brain = np.asanyarray(template.dataobj)[::2, ::2, ::2]
+    affine = template.affine @ np.diag([2.0, 2, 2, 1])
+    mask = brain > 0
+    volume = np.where(mask, 1.1 - brain / brain.max() if inverted else brain / brain.max(), 0).astype(np.float32)
+    _, grey, white = found = tissue_levels(volume, mask, affine)
+    asked = found + np.array([0, 0.0, 0.45]) * (white - grey)
+    out, _ = levelled(volume, mask, affine, asked.tolist())
+    order = np.argsort(volume[mask])
+    x, y = volume[mask][order], out[mask][order]
+    side = abs(white - grey)
+    low, high = min(white, grey), max(white, grey)
+    for start, end in ((low, high), (high, min(high + side, x[-1]))):
+        slope = np.polyfit(x[(x > start) & (x < end)], y[(x > start) & (x < end)], 1)[0]
+        assert slope == pytest.approx(1.3, abs=0.02)
+    assert np.interp(white, x, y) == pytest.approx(asked[2], abs=0.005)
+
+
 def test_what_it_cannot_do_is_said(method, ball):
     volume, mask, _ = ball
     with pytest.raises(UsageError, match="--target site:A: .*unified only"):

@@ -12,6 +12,7 @@ from mmh_bids.image.qc import gradient_correlation, image_qc
 SHAPE = (36, 40, 32)
 KEYS = {
     "GradientCorrelation",
+    "MappedGradientCorrelation",
     "RangeMin",
     "RangeMax",
     "Finite",
@@ -48,7 +49,7 @@ def test_an_unchanged_image_is_perfect(scan):
     image, mask = scan
     qc = measure(image, image, mask)
     assert set(qc) == KEYS
-    assert qc["GradientCorrelation"] == 1.0
+    assert qc["GradientCorrelation"] == qc["MappedGradientCorrelation"] == 1.0
     assert qc["ReferenceDistanceBefore"] == qc["ReferenceDistanceAfter"] == pytest.approx(0, abs=1e-6)
     assert qc["ParenchymaVolumeBefore"] == qc["ParenchymaVolumeAfter"]
     assert qc["BrainMaskVolume"] == pytest.approx(mask.sum() * 0.002)
@@ -130,3 +131,13 @@ def test_a_single_slice_and_a_thin_mask_can_be_measured():
     image = np.random.default_rng(0).random((1, 20, 20)).astype(np.float32)
     assert gradient_correlation(image, 2 * image, np.ones(image.shape, bool)) == pytest.approx(1, abs=1e-6)
     assert gradient_correlation(np.ones((3, 3, 3)), np.ones((3, 3, 3)), np.ones((3, 3, 3), bool)) == 1.0
+
+
+def test_a_curve_moves_no_edge_and_blur_does(scan):
+    image, mask = scan
+    curve = MonotoneMap(np.array([0.0, 0.5, 0.6, 1.0]), np.array([0.0, 0.3, 0.8, 1.0]), 1.0, 1.0)
+    curved = (800 * curve(image / 800)).astype(np.float32)
+    stretched = measure(image, curved, mask, curve)
+    assert stretched["GradientCorrelation"] < 0.95
+    assert stretched["MappedGradientCorrelation"] > 0.999
+    assert measure(image, gaussian_filter(curved, 1), mask, curve)["MappedGradientCorrelation"] < 0.9

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mmh_bids.reports.flags import QUANTITIES, RULES, flags, show
 
 GOOD = {
-    "GradientCorrelation": 0.95, "RangeMin": 0.0, "RangeMax": 100.0, "Finite": True, "NonNegative": True,
+    "MappedGradientCorrelation": 0.95, "GradientCorrelation": 0.85, "RangeMin": 0.0, "RangeMax": 100.0, "Finite": True, "NonNegative": True,
     "IntensityMapMonotone": True, "BrainMaskVolume": 900.0, "ParenchymaVolumeBefore": 1000.0,
     "ParenchymaVolumeAfter": 1100.0, "ReferenceDistanceBefore": 0.1, "ReferenceDistanceAfter": 0.1,
     "GridCoverage": 1.0,
@@ -21,7 +21,8 @@ def test_values_on_their_thresholds_pass():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("GradientCorrelation", 0.9499),
+        ("MappedGradientCorrelation", 0.9499),
+        ("GradientCorrelation", 0.8499),
         ("BrainMaskVolume", 899.9),
         ("BrainMaskVolume", 1900.1),
         ("Finite", False),

@@ -11,7 +11,7 @@ PICTURE = (
     '<title>t</title><g data-show="before"><image href="data:image/jpeg;base64,AAAA"/></g></svg>'
 )
 QC = {
-    "GradientCorrelation": 0.91,
+    "MappedGradientCorrelation": 0.91,
     "BrainMaskVolume": 1400.0,
     "Finite": True,
     "Novelty": 0.5,
@@ -94,7 +94,7 @@ def test_the_first_screen_says_what_worked_and_what_did_not(tmp_path):
     summary = page.words.split("Errors")[0]
     assert "2 of 4 images were harmonized; 1 of them needs a look; 1 failed; 1 skipped." in summary
     assert "Köln" in summary and "c.nii.gz: truncated; copy it again" in summary
-    assert "gradient correlation of output and input: 0.910" in summary
+    assert "gradient correlation of output and input seen through the map: 0.910" in summary
     assert "Traceback: line 1" in page.words
     assert page.words.count("non-finite") == 0 and page.words.count("1 value to look at") == 2
 
@@ -106,7 +106,7 @@ def test_quality_table_flags_known_keys_and_shows_unknown_ones(tmp_path):
     for row in re.findall(r"<tr.*?</tr>", table, re.DOTALL):
         name, *cells = (cell.strip() for cell in re.sub(r"<[^>]+>", "|", row).split("|") if cell.strip())
         rows[name] = cells
-    edges = "Edges kept: gradient correlation of output and input"
+    edges = "Edges kept: gradient correlation of output and input seen through the map"
     assert rows[edges] == ["0.910", "at least 0.95", "⚠ look"]
     assert rows["Volume of the brain mask"] == ["1400 mL", "900 to 1900 mL", "✓ fine"]
     assert rows["Novelty"] == ["0.5"]
