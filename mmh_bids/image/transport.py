@@ -1,14 +1,17 @@
 """Carry a change made on the model grid to the image's own grid.
 
-Resampling an image there and back blurs it. So the *change* travels: a monotone intensity map T explains as much of
-it as one curve can, and only the rest is interpolated,
+Resampling an image there and back blurs it. So the *change* travels. Where one monotone intensity curve T explains all
+but little of it, T is applied to the image itself, and only the rest is interpolated,
 
-    out_native = T(in_native) + resample(out_model - T(in_model)) - (1 - gain) lost,
-    lost = T(in_native) - resample(T(in_model)).
+    out_native = T(in_native) + resample(out_model - T(in_model)).
 
-`lost` is the finest detail, which the model grid never saw. Of detail that it did see a harmonizer keeps some share in
-each place: nearly all at edges, little of noise. That share, `gain`, is measured on the model grid and applied to
-what was lost, so that noise that was taken off there does not come back here.
+Else T is not what was done to any one place: fitted to noisy intensities it is a staircase, which makes speckle of
+noise. Then the result is interpolated, and the fine detail that the model grid never saw is put back,
+
+    out_native = resample(out_model) + gain (in_native - resample(in_model)),
+
+by the share of fine detail that the harmonizer kept in that place, measured on the model grid: about the contrast's
+stretch at edges, little for noise.
 
 With a harmonizer that does nothing T is the identity, the rest zero, the gain one, and the output equals the input.
 """
@@ -25,6 +28,10 @@ from mmh_bids.image.intensity import MonotoneMap, fit_monotone_map
 
 #: Differences up to this share of the model's scale are float32 rounding, not a change.
 ROUNDING = 1e-7
+#: The rest's standard deviation, as a share of the result's, up to which the curve is all that was done.
+_LITTLE = 0.02
+#: Most that fine detail is stretched.
+_MOST = 3.0
 #: Standard deviations (voxels of the model grid) of what detail is finer than, and of where its gain is measured.
 _FINE, _AROUND = 1.0, 1.5
 
@@ -100,9 +107,8 @@ def transport(
     box = bounding_box(native_mask, margin=1)
     inside = native_mask[box]
     values = native[box][inside].astype(np.float64)
-    explained = curve(scale_in.to_unit(values))
-    explained += _unexplained(curve, model, box_affine(native_affine, box), inside, explained)
-    out[box][inside] = _floored(scale_out.to_own(explained), values)
+    result = _inside(curve, model, box_affine(native_affine, box), inside, scale_in.to_unit(values))
+    out[box][inside] = _floored(scale_out.to_own(result), values)
     return out, curve
 
 
@@ -136,30 +142,32 @@ def through_zero(curve: MonotoneMap, darkest: float, zero_in: float, zero_out: f
     return MonotoneMap(x, y, slope, curve.slope_above)
 
 
-def _unexplained(
-    curve: MonotoneMap, model: ModelVolumes, affine: NDArray, inside: NDArray[np.bool_], explained: NDArray
+def _inside(
+    curve: MonotoneMap, model: ModelVolumes, affine: NDArray, inside: NDArray[np.bool_], values: NDArray
 ) -> NDArray:
-    """The part of the change that no single curve explains, at the native voxels `inside` (1-D float64).
+    """The result at the native voxels `inside`, 1-D float64 in model units.
 
     Beyond the model's mask and grid the nearest brain's value goes on, so that the change neither fades towards the
     brain's edge nor stops where the model grid cuts the brain.
 
     Parameters
     ----------
-    explained
-        (N,) the curve's values at the native voxels.
+    values
+        (N,) the native voxels in model units.
     """
-    there = np.where(model.mask, curve(model.before.astype(np.float64)), 0.0).astype(np.float32)
-    rest = np.where(model.mask, model.after - there, 0.0).astype(np.float32)
-    if np.abs(rest).max(initial=0.0) <= ROUNDING:
-        return np.zeros(int(inside.sum()))
 
-    def carried(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        spread = _spread(values, model.mask)
+    def carried(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+        spread = _spread(volume, model.mask)
         return resample(spread, model.affine, inside.shape, affine, model.native_to_mni, beyond="nearest")[inside]
 
-    shrunk = 1 - carried(detail_gain(there, rest, model.mask))
-    return carried(rest) - shrunk * (explained - carried(there))
+    rest = model.after - curve(model.before.astype(np.float64))
+    rest = np.where(model.mask, rest, 0.0).astype(np.float32)
+    if np.abs(rest).max(initial=0.0) <= ROUNDING:
+        return curve(values)
+    if rest[model.mask].std() <= _LITTLE * model.after[model.mask].std():
+        return curve(values) + carried(rest)
+    gain = detail_gain(model.before, model.after - model.before, model.mask)
+    return carried(model.after) + carried(gain) * (values - carried(model.before))
 
 
 def detail_gain(
@@ -178,7 +186,7 @@ def detail_gain(
 
     Returns
     -------
-    (X, Y, Z) float32, 0 to 1; exactly 1 where nothing changes.
+    (X, Y, Z) float32, 0 to 3; exactly 1 where nothing changes.
 
     Examples
     --------
@@ -198,7 +206,7 @@ def detail_gain(
     own, changed = detail(before), detail(change)
     power = gaussian_filter(own * own, _AROUND)
     slope = gaussian_filter(own * changed, _AROUND) / np.maximum(power, np.finfo(np.float32).tiny)
-    return np.clip(1 + slope, 0, 1, dtype=np.float32)
+    return np.clip(1 + slope, 0, _MOST, dtype=np.float32)
 
 
 def _spread(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
