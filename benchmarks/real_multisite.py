@@ -28,6 +28,7 @@ from scipy import ndimage
 
 from mmh_bids.evaluation.contrast import spread
 from mmh_bids.evaluation.segmentation import segment_brain
+from mmh_bids.image.grid import resample
 from mmh_bids.image.tissue import CLASSES
 
 PLAIN, SPACE = "none", "space-MNI152NLin2009aSym_res-1"
@@ -35,11 +36,11 @@ PATIENTS = ("sub-ljA", "sub-ljB", "sub-ljC")
 #: Spreads must fall to this share; lesions must keep this share of their contrast.
 HALF, KEPT = 0.5, 0.8
 #: A candidate: T2w above white matter by this many robust standard deviations, this far (mm) from fluid and from the
-#: white matter's outer border, of this volume (mm3).
-_BRIGHT, _FROM_FLUID, _FROM_BORDER, _SMALLEST, _LARGEST = 3.0, 3.0, 2.0, 20, 4000
+#: border of the template's white matter (where that is this likely), of this volume (mm3).
+_BRIGHT, _FROM_FLUID, _FROM_BORDER, _LIKELY, _SMALLEST, _LARGEST = 4.0, 3.0, 3.0, 0.8, 20, 4000
 #: Surroundings: white matter between these distances (mm).
 _NEAR, _FAR = 1.5, 4.5
-WHITE, GREY, FLUID = CLASSES.index("WM"), CLASSES.index("GM"), CLASSES.index("CSF")
+FLUID = CLASSES.index("CSF")
 
 
 @dataclass(frozen=True)
@@ -117,27 +118,42 @@ def in_template(images: list[Image], person: str, out: Path) -> dict[str, NDArra
     found: dict[str, NDArray[np.float32]] = {}
     for image in images:
         if image.person == person and image.sequence not in found:
-            found[image.sequence] = image.load(out, f"{SPACE}_desc-harmonized_{image.sequence}").get_fdata(
-                dtype=np.float32
-            )
+            made = image.load(out, f"{SPACE}_desc-harmonized_{image.sequence}")
+            found[image.sequence] = made.get_fdata(dtype=np.float32)
     return found
 
 
-def lesion_candidates(t1w: NDArray[np.float32], t2w: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray]:
-    """Bright spots of the T2w deep in the white matter (1 mm grid): numbered components, and the white matter."""
+def candidates_of(images: list[Image], person: str, plain: Path) -> tuple[NDArray[np.int32], NDArray]:
+    """`lesion_candidates` of a patient's preprocessed images."""
+    volumes = in_template(images, person, plain)
+    first = next(image for image in images if image.person == person)
+    made = first.load(plain, f"{SPACE}_desc-harmonized_{first.sequence}")
+    return lesion_candidates(volumes["T1w"], volumes["T2w"], template_white(made.shape, made.affine))
+
+
+def template_white(shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Deep white matter of the template: a scan's own classes take cortex for it where contrast is low."""
+    from nilearn.datasets import load_mni152_wm_template
+
+    image = load_mni152_wm_template(resolution=1)
+    likely = resample(image.get_fdata(dtype=np.float32), image.affine, shape, affine) > _LIKELY
+    return ndimage.distance_transform_edt(likely) > _FROM_BORDER
+
+
+def lesion_candidates(
+    t1w: NDArray[np.float32], t2w: NDArray[np.float32], deep: NDArray[np.bool_]
+) -> tuple[NDArray[np.int32], NDArray]:
+    """Bright spots of the T2w in `deep` (1 mm grid): numbered components, and the white matter that was searched."""
     mask = (t1w > 0) & (t2w > 0)
     classes = np.full(mask.shape, 255, np.uint8)
     classes[mask] = segment_brain(t1w, mask, "T1w")
-    white = classes == WHITE
-    hull = ndimage.binary_closing(white, iterations=4)
-    deep = ndimage.distance_transform_edt(hull) > _FROM_BORDER
     # one large body of fluid; dark spots in the white matter of the T1w may be the lesions themselves
     fluid, _ = ndimage.label(ndimage.binary_opening(classes == FLUID))
     large = np.flatnonzero(np.bincount(fluid.ravel())[1:] > _LARGEST) + 1
-    deep &= ndimage.distance_transform_edt(~np.isin(fluid, large)) > _FROM_FLUID
+    white = deep & mask & (ndimage.distance_transform_edt(~np.isin(fluid, large)) > _FROM_FLUID)
     middle = float(np.median(t2w[white]))
     width = 1.4826 * float(np.median(np.abs(t2w[white] - middle)))
-    parts, _ = ndimage.label(deep & (t2w > middle + _BRIGHT * width))
+    parts, _ = ndimage.label(white & (t2w > middle + _BRIGHT * width))
     sizes = np.bincount(parts.ravel())
     keep = (sizes >= _SMALLEST) & (sizes <= _LARGEST)
     keep[0] = False
@@ -162,8 +178,7 @@ def lesion_contrasts(parts: NDArray[np.int32], white: NDArray, volume: NDArray[n
 
 def lesion_rows(images: list[Image], outs: dict[str, Path], person: str) -> dict[str, Any]:
     """Contrast of a patient's candidates with every method, in units of the method's white matter."""
-    plain = in_template(images, person, outs[PLAIN])
-    parts, white = lesion_candidates(plain["T1w"], plain["T2w"])
+    parts, white = candidates_of(images, person, outs[PLAIN])
     row: dict[str, Any] = {"candidates": int(parts.max()), "volume": int((parts > 0).sum())}
     for method, out in outs.items():
         for sequence, volume in in_template(images, person, out).items():
@@ -213,8 +228,8 @@ def page(
         lines.append("")
     lines += [
         "## Lesions\n",
-        "Bright spots of the T2w deep in the white matter, found in the preprocessed images by a fixed rule. Contrast: "
-        "mean of a spot less that of the white matter around it, over the median of the white matter; mean of spots.\n",
+        "Bright spots of the T2w deep in the template's white matter, found in the preprocessed images by a fixed "
+        "rule. Contrast: mean of a spot less that of the white matter around it, over the median of the white matter; mean of spots.\n",
     ]
     names = list(next(iter(lesions.values())))
     lines += ["| patient | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
@@ -233,8 +248,7 @@ def picture(images: list[Image], outs: dict[str, Path], path: Path) -> None:
     axes = figure.subplots(len(PATIENTS), 2 * len(outs), squeeze=False)
     figure.subplots_adjust(left=0.03, right=0.99, bottom=0.01, top=0.94, wspace=0.03, hspace=0.03)
     for line, person in zip(axes, PATIENTS, strict=True):
-        plain = in_template(images, person, outs[PLAIN])
-        parts, _ = lesion_candidates(plain["T1w"], plain["T2w"])
+        parts, _ = candidates_of(images, person, outs[PLAIN])
         level = int((parts > 0).sum(axis=(0, 1)).argmax())
         place = 0
         for sequence in ("T1w", "T2w"):

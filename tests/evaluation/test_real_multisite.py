@@ -21,6 +21,10 @@ def bench():
         sys.path.remove(folder)
 
 
+#: Where the template would say white matter: a ball of 20 voxels.
+DEEP = np.sqrt(((np.indices((72,) * 3) - 35.5) ** 2).sum(0)) < 20
+
+
 @pytest.fixture(scope="module")
 def patient():
     """A ball of white matter in grey matter in fluid with two lesions: T1w, T2w, the lesions."""
@@ -40,17 +44,17 @@ def patient():
 
 def test_lesions_are_found_and_nothing_else(bench, patient):
     t1w, t2w, lesions = patient
-    parts, white = bench.lesion_candidates(t1w, t2w)
+    parts, white = bench.lesion_candidates(t1w, t2w, DEEP)
     assert parts.max() == 2
     assert ((parts > 0) & lesions).sum() > 0.9 * lesions.sum()
     assert ((parts > 0) & ~lesions).sum() < 0.1 * lesions.sum()
-    assert not bench.lesion_candidates(t1w, np.where(lesions, 0.2, t2w).astype(np.float32))[0].any()
-    assert white.sum() > 0.8 * 4 / 3 * np.pi * 22**3
+    assert not bench.lesion_candidates(t1w, np.where(lesions, 0.2, t2w).astype(np.float32), DEEP)[0].any()
+    assert white.sum() > 0.8 * 4 / 3 * np.pi * 20**3
 
 
 def test_contrast_is_that_to_the_white_matter_around(bench, patient):
     t1w, t2w, _ = patient
-    parts, white = bench.lesion_candidates(t1w, t2w)
+    parts, white = bench.lesion_candidates(t1w, t2w, DEEP)
     assert bench.lesion_contrasts(parts, white, t2w) == pytest.approx([1.0, 1.0], abs=0.03)
     assert bench.lesion_contrasts(parts, white, t1w) == pytest.approx([-0.1875, -0.1875], abs=0.02)
     # a gain makes no difference

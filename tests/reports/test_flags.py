@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from mmh_bids.reports.flags import QUANTITIES, RULES, flags, show
 
 GOOD = {
-    "MappedGradientCorrelation": 0.95, "GradientCorrelation": 0.85, "RangeMin": 0.0, "RangeMax": 100.0, "Finite": True, "NonNegative": True,
-    "IntensityMapMonotone": True, "BrainMaskVolume": 900.0, "ParenchymaVolumeBefore": 1000.0,
-    "ParenchymaVolumeAfter": 1100.0, "ReferenceDistanceBefore": 0.1, "ReferenceDistanceAfter": 0.1,
-    "GridCoverage": 1.0,
+    "MappedGradientCorrelation": 0.95, "GradientCorrelation": 0.85, "RangeMin": 0.0, "RangeMax": 100.0,
+    "Finite": True, "NonNegative": True, "IntensityMapMonotone": True, "BrainMaskVolume": 900.0,
+    "ParenchymaVolumeBefore": 1000.0, "ParenchymaVolumeAfter": 1100.0, "ReferenceDistanceBefore": 0.1,
+    "ReferenceDistanceAfter": 0.1, "GridCoverage": 1.0,
 }  # fmt: skip
 
 
