@@ -229,7 +229,8 @@ def page(
     lines += [
         "## Lesions\n",
         "Bright spots of the T2w deep in the template's white matter, found in the preprocessed images by a fixed "
-        "rule. Contrast: mean of a spot less that of the white matter around it, over the median of the white matter; mean of spots.\n",
+        "rule. Contrast: mean of a spot less that of the white matter around it, over the median of the white matter; "
+        "mean of spots.\n",
     ]
     names = list(next(iter(lesions.values())))
     lines += ["| patient | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
