@@ -36,8 +36,8 @@ def assert_harmonized(source, out, root):
     else:
         # the light network aims at tissues, not at a histogram: people have fluid in different amounts
         values = unified_tissues(sequence)
-        # a spin-echo T1w has half of the unified look's contrast: its edges get other weights, whatever the method
-        assert facts["QC"]["GradientCorrelation"] > 0.85
+        # this spin-echo T1w has half of the unified look's contrast: edges and noise get other weights
+        assert facts["QC"]["GradientCorrelation"] > 0.8
         white, grey = values[tissues.WHITE], values[tissues.GREY]
         assert abs(facts["QC"]["WhiteGreyContrastAfter"] - 2 * abs(white - grey) / (white + grey)) < 0.1
         assert facts["QC"]["ReferenceDistanceAfter"] < 0.1
