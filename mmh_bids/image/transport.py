@@ -156,14 +156,16 @@ def _inside(
         (N,) the native voxels in model units.
     """
 
-    def carried(volume: NDArray[np.float32]) -> NDArray[np.float32]:
-        spread = _spread(volume, model.mask)
-        return resample(spread, model.affine, inside.shape, affine, model.native_to_mni, beyond="nearest")[inside]
-
     rest = model.after - curve(model.before.astype(np.float64))
     rest = np.where(model.mask, rest, 0.0).astype(np.float32)
     if np.abs(rest).max(initial=0.0) <= ROUNDING:
         return curve(values)
+    nearest = _nearest(model.mask)
+
+    def carried(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+        spread = volume[nearest]
+        return resample(spread, model.affine, inside.shape, affine, model.native_to_mni, beyond="nearest")[inside]
+
     if rest[model.mask].std() <= _LITTLE * model.after[model.mask].std():
         return curve(values) + carried(rest)
     gain = detail_gain(model.before, model.after - model.before, model.mask)
@@ -199,8 +201,10 @@ def detail_gain(
     """
     from scipy.ndimage import gaussian_filter
 
+    nearest = _nearest(mask)
+
     def detail(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        whole = _spread(values, mask)
+        whole = values[nearest]
         return np.where(mask, whole - gaussian_filter(whole, _FINE), np.float32(0))
 
     own, changed = detail(before), detail(change)
@@ -209,16 +213,16 @@ def detail_gain(
     return np.clip(1 + slope, 0, _MOST, dtype=np.float32)
 
 
-def _spread(values: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """`values` with those outside `mask` replaced by the one of the nearest voxel inside.
+def _nearest(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], ...]:
+    """Index that puts the value of the nearest voxel inside `mask` to every voxel outside.
 
-    >>> _spread(np.array([[[0.0, 5.0, 7.0, 0.0, 0.0]]]), np.array([[[False, True, True, False, False]]]))
+    >>> mask = np.array([[[False, True, True, False, False]]])
+    >>> np.array([[[0.0, 5.0, 7.0, 0.0, 0.0]]])[_nearest(mask)]
     array([[[5., 5., 7., 7., 7.]]])
     """
     from scipy.ndimage import distance_transform_edt
 
-    nearest = distance_transform_edt(~mask, return_distances=False, return_indices=True)
-    return values[tuple(nearest)]
+    return tuple(distance_transform_edt(~mask, return_distances=False, return_indices=True))
 
 
 def _floored(values: NDArray, native: NDArray) -> NDArray:
