@@ -35,7 +35,8 @@ _EVENED = ("T1w",)
 #: How far grey and white matter may lie from their levels, as a share of their contrast: beyond it is no brain, or one
 #: that lies otherwise than the template, and a curve would do harm.
 _PLAUSIBLE = 0.5
-#: How much of a stretch of the contrast between them the last curve may add: more would be noise.
+#: How much of a stretch of the contrast between them the last curve may add: more would be noise. And how much more of
+#: it than asked for may be found: in a shrunken brain's T2w, fluid of narrow sulci passes for grey matter.
 _STRETCH = 1.3
 _AGAIN = "train it again with mmh-train global, or choose another with --model"
 
@@ -206,6 +207,8 @@ def levelled(
     order = 1 + np.argsort(asked[1:])
     x, y = np.append(0.0, found[order]), np.append(0.0, asked[order])
     if np.abs(x - y).max() > _PLAUSIBLE * np.diff(y)[1] or np.diff(x).min() <= 0:
+        return volume, None
+    if x[2] - x[1] > _STRETCH * (y[2] - y[1]):
         return volume, None
     white = 1 + int(order[1] == 2)
     grey, apart = 3 - white, min(y[2] - y[1], _STRETCH * (x[2] - x[1]))

@@ -87,7 +87,7 @@ def test_tissues_come_to_the_levels_of_the_unified_look():
     mask = brain > 0
     volume = (brain / brain.max()).astype(np.float32)
     first = tissue_levels(volume, mask, affine)
-    asked = first + np.array([0.0, 0.02, -0.02]) * (first[2] - first[1]) / 0.1
+    asked = first + np.array([0.0, 0.015, -0.005]) * (first[2] - first[1]) / 0.1
     out, found = levelled(volume, mask, affine, asked.tolist())
     assert found == pytest.approx(first.tolist(), abs=1e-5)
     after = tissue_levels(out, mask, affine)
@@ -118,6 +118,9 @@ def test_the_contrast_is_stretched_a_little_only_and_alike_on_both_sides(inverte
         slope = np.polyfit(x[(x > start) & (x < end)], y[(x > start) & (x < end)], 1)[0]
         assert slope == pytest.approx(1.3, abs=0.02)
     assert np.interp(white, x, y) == pytest.approx(asked[2], abs=0.005)
+    # far more contrast than the network gives is fluid that was taken for grey matter: hands off
+    asked = found - np.array([0, 0.0, 0.28]) * (white - grey)
+    assert levelled(volume, mask, affine, asked.tolist()) == (pytest.approx(volume), None)
 
 
 def test_what_it_cannot_do_is_said(method, ball):
