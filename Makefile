@@ -104,7 +104,7 @@ train-light: env-test  ## train the bundle mmh-light into build/mmh-light; an ho
 
 # Stage 1 as published, as small as two cores can train: three heads on three scanners, 3 mm. Head 04 validates.
 DIFFUSION_LABELS := $(addprefix $(MMH_SHARED)/data/labelmaps/head-,$(addsuffix _dseg.nii.gz,01 02 04))
-train-diffusion: env-test  ## train a small diffusion into build/mmh-diffusion; an hour on two cores, resumes
+train-diffusion: env-test  ## train a small diffusion into build/mmh-diffusion; hours on two cores (never measured), resumes
 	@mkdir -p build/diffusion
 	test -e build/diffusion/simulated || { \
 	  $(BIN)/mmh-simulate heads build/diffusion/raw --labels $(DIFFUSION_LABELS) --scanners A C F --overwrite \

@@ -176,9 +176,10 @@ def lesion_contrasts(parts: NDArray[np.int32], white: NDArray, volume: NDArray[n
     return np.array(found, float) / float(np.median(volume[white]))
 
 
-def lesion_rows(images: list[Image], outs: dict[str, Path], person: str) -> dict[str, Any]:
+def lesion_rows(
+    images: list[Image], outs: dict[str, Path], person: str, parts: NDArray[np.int32], white: NDArray
+) -> dict[str, Any]:
     """Contrast of a patient's candidates with every method, in units of the method's white matter."""
-    parts, white = candidates_of(images, person, outs[PLAIN])
     row: dict[str, Any] = {"candidates": int(parts.max()), "volume": int((parts > 0).sum())}
     for method, out in outs.items():
         for sequence, volume in in_template(images, person, out).items():
@@ -243,13 +244,13 @@ def page(
     return "\n".join(lines) + "\n"
 
 
-def picture(images: list[Image], outs: dict[str, Path], path: Path) -> None:
+def picture(images: list[Image], outs: dict[str, Path], spots: dict[str, NDArray[np.int32]], path: Path) -> None:
     """Each patient's axial slice with most candidate voxels, brain only: before and after, T1w and T2w."""
     figure = Figure(figsize=(2.2 * 2 * len(outs), 2.75 * len(PATIENTS)), dpi=80)
     axes = figure.subplots(len(PATIENTS), 2 * len(outs), squeeze=False)
     figure.subplots_adjust(left=0.03, right=0.99, bottom=0.01, top=0.94, wspace=0.03, hspace=0.03)
     for line, person in zip(axes, PATIENTS, strict=True):
-        parts, _ = candidates_of(images, person, outs[PLAIN])
+        parts = spots[person]
         level = int((parts > 0).sum(axis=(0, 1)).argmax())
         place = 0
         for sequence in ("T1w", "T2w"):
@@ -281,7 +282,8 @@ def main() -> int:
         some = [image for image in images if image.sequence == sequence]
         rows = [tissue_means(image, outs[PLAIN], outs) for image in some]
         table[sequence] = {method: spreads(some, rows, method) for method in outs}
-    lesions = {person: lesion_rows(images, outs, person) for person in PATIENTS}
+    found = {person: candidates_of(images, person, outs[PLAIN]) for person in PATIENTS}
+    lesions = {person: lesion_rows(images, outs, person, *found[person]) for person in PATIENTS}
     bars = conditions(table, lesions, asked.methods[-1])
     text = page(images, table, lesions, bars)
     print(text)
@@ -289,7 +291,7 @@ def main() -> int:
     (asked.docs / "real-multisite.md").write_text(text)
     facts = {"spreads": table, "lesions": lesions, "conditions": bars}
     (asked.docs / "real-multisite.json").write_text(json.dumps(facts, indent=1) + "\n")
-    picture(images, outs, asked.docs / "real-multisite.png")
+    picture(images, outs, {person: parts for person, (parts, _) in found.items()}, asked.docs / "real-multisite.png")
     return 0 if all(good for *_, good in bars) else 1
 
 

@@ -206,12 +206,11 @@ def levelled(
     asked = np.asarray(levels, float)
     order = 1 + np.argsort(asked[1:])
     x, y = np.append(0.0, found[order]), np.append(0.0, asked[order])
-    if np.abs(x - y).max() > _PLAUSIBLE * np.diff(y)[1] or np.diff(x).min() <= 0:
-        return volume, None
-    if x[2] - x[1] > _STRETCH * (y[2] - y[1]):
+    has, wants = x[2] - x[1], y[2] - y[1]
+    if np.abs(x - y).max() > _PLAUSIBLE * wants or np.diff(x).min() <= 0 or has > _STRETCH * wants:
         return volume, None
     white = 1 + int(order[1] == 2)
-    grey, apart = 3 - white, min(y[2] - y[1], _STRETCH * (x[2] - x[1]))
+    grey, apart = 3 - white, min(wants, _STRETCH * has)
     y[grey] = y[white] + (apart if grey > white else -apart)
     x, y = (np.append(knots, 2 * knots[2] - knots[1]) for knots in (x, y))
     out = (np.interp(volume, x, y) + np.maximum(volume - x[-1], 0)).clip(0, CEILING)

@@ -360,9 +360,7 @@ def slice_curves(curves: torch.Tensor, axis: torch.Tensor) -> torch.Tensor:
     """
     knots, out = curves.shape[1], torch.zeros_like(axis)
     for number in range(knots):
-        fine = curves[:, number : number + 1]
-        if max(fine.shape[2:]) > 1:
-            fine = functional.interpolate(fine, axis.shape[2:], mode="trilinear")
+        fine = functional.interpolate(curves[:, number : number + 1], axis.shape[2:], mode="trilinear")
         out = out + fine * (1 - (axis * (knots - 1) - number).abs()).clamp_min(0)
     return out
 

@@ -169,12 +169,12 @@ def _harmonization(facts: MethodsFacts) -> str:
 def _return(facts: MethodsFacts) -> str:
     if facts.method == "none":
         return ""
-    outside = "set to zero" if facts.skull == "strip" else "changed by that map alone"
+    outside = "set to zero" if facts.skull == "strip" else "changed by the intensity map alone"
     return (
-        "The change was carried back to each image's own grid as a monotone intensity map plus the "
-        "interpolated rest, so that the original image was never resampled; detail finer than the model grid was kept "
-        "to the share to which the harmonizer kept fine detail nearby; voxels outside the brain were "
-        f"{outside}."
+        "The change was carried back to each image's own grid. Where one monotone intensity map explained it, the map "
+        "was applied to the image itself and only the rest interpolated; else the harmonized image was interpolated "
+        "from the model grid, and detail finer than that grid was put back from the image itself, scaled by the share "
+        f"to which the harmonizer kept fine detail nearby. Voxels outside the brain were {outside}."
     )
 
 

@@ -1,5 +1,7 @@
 """Tests of how mmh_bids.training.light teaches the curve that is the same everywhere."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,9 @@ from mmh_bids.harmonizers.light import WEIGHTS_FILE  # noqa: E402
 from mmh_bids.models.bundle import open_bundle  # noqa: E402
 from mmh_bids.models.light import LightNetwork, measure_style  # noqa: E402
 from mmh_bids.simulate import tissues  # noqa: E402
+from mmh_bids.simulate.batch import draw_scan  # noqa: E402
 from mmh_bids.simulate.unified import unified_tissues  # noqa: E402
+from mmh_bids.training.light import _ideal, _stretch  # noqa: E402
 
 
 def brain(sequence, grey, noise, seed=0):
@@ -43,3 +47,15 @@ def test_the_shipped_curve_is_no_staircase(sequence, grey, noise):
     found = slopes(network, brain(sequence, grey, noise), sequence, min(1, grey), max(1, grey)) / natural
     assert found.min() > 0.2
     assert found.max() < 2.5
+
+
+@pytest.mark.parametrize("sequence", ["T1w", "T2w"])
+def test_noise_is_stretched_as_the_contrast_is(sequence):
+    """From the tissues' own values: 1 where the scan has the unified look, half where it has twice the contrast."""
+    scan = draw_scan(sequence, np.random.default_rng(3))
+    ideal = _ideal(scan)
+    assert _stretch(ideal) == pytest.approx(1)
+    assert _stretch(dataclasses.replace(ideal, tables=2 * ideal.tables)) == pytest.approx(0.5)
+    white, grey = tissues.INDEX["white_matter"], tissues.INDEX["cortex"]
+    seen, wanted = (float(table[0, white] - table[0, grey]) for table in (scan.tables, scan.target))
+    assert seen * _stretch(scan) == pytest.approx(wanted)
