@@ -1,9 +1,10 @@
 """Method ``mmh-light``: MMH's stage 1 in one pass of a small network, for a laptop; then N4 and tissue levels.
 
 What bias correction takes for a field depends on an image's contrast, so that two scanners keep two different rests of
-it. In the unified look all images have one contrast, and N4 leaves the same rest in all. At last one curve brings grey
-and white matter to the levels of the unified look: network and field leave them a few percent apart, and one level a
-tissue is what "unified" means. Differences between people in a tissue's overall brightness go with them.
+it. In the unified look all images have one contrast, and N4 leaves the same rest in all. At last one curve brings
+grey and white matter, in T1w also fluid, to the levels of the unified look: network and field leave them a few percent
+apart, and one level a tissue is what "unified" means. Differences between people in a tissue's overall brightness go
+with them.
 
 torch is imported when the first image comes: the command line loads a harmonizer only to ask what it can do.
 """
@@ -35,8 +36,7 @@ _EVENED = ("T1w",)
 #: How far grey and white matter may lie from their levels, as a share of their contrast: beyond it is no brain, or one
 #: that lies otherwise than the template, and a curve would do harm.
 _PLAUSIBLE = 0.5
-#: How much of a stretch of the contrast between them the last curve may add: more would be noise. And how much more of
-#: it than asked for may be found: in a shrunken brain's T2w, fluid of narrow sulci passes for grey matter.
+#: How much the last curve may stretch or squeeze what lies between two tissues: more of a stretch would be noise.
 _STRETCH = 1.3
 _AGAIN = "train it again with mmh-train global, or choose another with --model"
 
@@ -179,23 +179,24 @@ def evened(
 def levelled(
     volume: NDArray[np.float32], mask: NDArray[np.bool_], affine: NDArray[np.float64], levels: Sequence[float]
 ) -> tuple[NDArray[np.float32], list[float] | None]:
-    """Bring grey and white matter to given levels by one curve.
+    """Bring grey and white matter, and fluid where it is dark, to given levels by one curve.
 
-    It is straight between them, as far again above, and down to zero; further above it is a shift. Fluid goes along:
-    what a thick slice shows of it in a sulcus says more about the slice than about its level. Where grey and white
-    matter lie too close, white matter gets its level and the contrast is stretched by no more than 1.3.
+    White matter gets its level; grey matter, and from there fluid, come as near theirs as a stretch between 1/1.3 and
+    1.3 of what lies between allows. The curve is straight between tissues and down to zero; above the brightest tissue
+    it is a shift, above white matter only from as far again as grey matter is below. Bright fluid goes along with grey
+    matter: where there is little of it, or slices are thick, hardly a voxel of a T2w shows fluid alone.
 
     Parameters
     ----------
     volume, mask
         (X, Y, Z), zero outside the mask.
     levels
-        (3,) fluid, grey and white matter; fluid's is for information.
+        (3,) fluid, grey and white matter.
 
     Returns
     -------
     The volume, 0 to `CEILING`, and the levels it had; unchanged and None where no tissue can be told apart or what
-    was found is implausibly far from the levels.
+    was found of grey and white matter is implausibly far from the levels.
     """
     from mmh_bids.image.levels import tissue_levels
 
@@ -203,18 +204,33 @@ def levelled(
         found = tissue_levels(volume, mask, affine)
     except ImageError:
         return volume, None
-    asked = np.asarray(levels, float)
-    order = 1 + np.argsort(asked[1:])
-    x, y = np.append(0.0, found[order]), np.append(0.0, asked[order])
-    has, wants = x[2] - x[1], y[2] - y[1]
-    if np.abs(x - y).max() > _PLAUSIBLE * wants or np.diff(x).min() <= 0 or has > _STRETCH * wants:
+    knots = _level_curve(found, np.asarray(levels, float))
+    if knots is None:
         return volume, None
-    white = 1 + int(order[1] == 2)
-    grey, apart = 3 - white, min(wants, _STRETCH * has)
-    y[grey] = y[white] + (apart if grey > white else -apart)
-    x, y = (np.append(knots, 2 * knots[2] - knots[1]) for knots in (x, y))
+    x, y = knots
     out = (np.interp(volume, x, y) + np.maximum(volume - x[-1], 0)).clip(0, CEILING)
     return np.where(mask, out, 0).astype(np.float32), [round(float(level), 6) for level in found]
+
+
+def _level_curve(found: NDArray[np.float64], asked: NDArray[np.float64]) -> tuple[NDArray, NDArray] | None:
+    """Knots of `levelled`'s curve, both ascending from zero; None where it would do harm.
+
+    Examples
+    --------
+    >>> x, y = _level_curve(np.array([0.2, 0.55, 0.7]), np.array([0.15, 0.5, 0.74]))
+    >>> x.round(3).tolist(), y.round(3).tolist()
+    ([0.0, 0.2, 0.55, 0.7, 0.85], [0.0, 0.195, 0.545, 0.74, 0.935])
+    """
+    has, wants = np.diff(found), np.diff(asked)
+    if np.abs(found - asked)[1:].max() > _PLAUSIBLE * abs(wants[1]) or (has * wants).min() <= 0:
+        return None
+    steps = has * np.clip(wants / has, 1 / _STRETCH, _STRETCH)
+    given = asked[2] - np.array([steps.sum(), steps[1], 0.0])
+    if asked[0] < asked[2]:
+        x, y = (np.array([0.0, *knots, 2 * knots[2] - knots[1]]) for knots in (found, given))
+    else:
+        x, y = (np.array([0.0, knots[2], knots[1]]) for knots in (found, given))
+    return (x, y) if min(np.diff(x).min(), np.diff(y).min()) > 0 else None
 
 
 def network_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:

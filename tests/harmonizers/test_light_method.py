@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 pytest.importorskip("torch")
 
 from mmh_bids.errors import BundleError, ImageError, UsageError  # noqa: E402
-from mmh_bids.harmonizers.light import MmhLight, evened, levelled  # noqa: E402
+from mmh_bids.harmonizers.light import MmhLight, _level_curve, evened, levelled  # noqa: E402
 from mmh_bids.image.grid import load_template, resample  # noqa: E402
 from mmh_bids.image.levels import tissue_levels  # noqa: E402
 from mmh_bids.models.bundle import open_bundle  # noqa: E402
@@ -100,27 +100,36 @@ def test_tissues_come_to_the_levels_of_the_unified_look():
 
 
 @pytest.mark.parametrize("inverted", [False, True], ids=["T1w", "T2w"])
-def test_the_contrast_is_stretched_a_little_only_and_alike_on_both_sides(inverted):
-    """Else noise in the white matter of a scan with little contrast would be stretched below and squeezed above."""
+@pytest.mark.parametrize(("more", "slope"), [(0.45, 1.3), (-0.28, 1 / 1.3)])
+def test_what_lies_between_two_tissues_is_stretched_and_squeezed_a_little_only(inverted, more, slope):
     template = load_template()
     brain = np.asanyarray(template.dataobj)[::2, ::2, ::2]
     affine = template.affine @ np.diag([2.0, 2, 2, 1])
     mask = brain > 0
     volume = np.where(mask, 1.1 - brain / brain.max() if inverted else brain / brain.max(), 0).astype(np.float32)
     _, grey, white = found = tissue_levels(volume, mask, affine)
-    asked = found + np.array([0, 0.0, 0.45]) * (white - grey)
+    asked = found + np.array([0, 0.0, more]) * (white - grey)
     out, _ = levelled(volume, mask, affine, asked.tolist())
     order = np.argsort(volume[mask])
     x, y = volume[mask][order], out[mask][order]
-    side = abs(white - grey)
-    low, high = min(white, grey), max(white, grey)
-    for start, end in ((low, high), (high, min(high + side, x[-1]))):
-        slope = np.polyfit(x[(x > start) & (x < end)], y[(x > start) & (x < end)], 1)[0]
-        assert slope == pytest.approx(1.3, abs=0.02)
+    between = [(min(white, grey), max(white, grey))]
+    if not inverted:
+        # noise in the brightest tissue must not be stretched below and squeezed above
+        between.append((white, min(2 * white - grey, x[-1])))
+    for start, end in between:
+        inside = (x > start) & (x < end)
+        assert np.polyfit(x[inside], y[inside], 1)[0] == pytest.approx(slope, abs=0.02)
     assert np.interp(white, x, y) == pytest.approx(asked[2], abs=0.005)
-    # far more contrast than the network gives is fluid that was taken for grey matter: hands off
-    asked = found - np.array([0, 0.0, 0.28]) * (white - grey)
-    assert levelled(volume, mask, affine, asked.tolist()) == (pytest.approx(volume), None)
+
+
+def test_grey_and_white_matter_reach_their_levels_and_only_dark_fluid_is_brought_to_its():
+    for look, dark in (([0.15, 0.51, 0.74], True), ([0.65, 0.33, 0.22], False)):
+        look = np.array(look)
+        found = look + np.array([0.4 * (look[0] - look[1]), 0.01, -0.01])
+        x, y = _level_curve(found, look)
+        after = np.interp(found, x, y) + np.maximum(found - x[-1], 0)
+        assert after[1:] == pytest.approx(look[1:], abs=1e-9)
+        assert after[0] - found[0] == pytest.approx(look[0] - found[0] if dark else look[1] - found[1], abs=0.05)
 
 
 def test_what_it_cannot_do_is_said(method, ball):

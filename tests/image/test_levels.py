@@ -38,6 +38,18 @@ def test_levels_are_found_whatever_the_contrast(tissues, look, noise):
     assert found[0] == pytest.approx(LOOKS[look][0], abs=0.12)
 
 
+@pytest.mark.parametrize("look", LOOKS)
+def test_fluid_between_folds_is_not_taken_for_grey_matter(tissues, look):
+    """As in a shrunken brain: sheets of fluid where the template has grey matter, and many voxels that hold both."""
+    classes, inside = tissues
+    sheets = np.indices(SHAPE).sum(axis=0) % 16 < 5
+    classes = np.where((classes == 1) & sheets, 0, classes)
+    volume = gaussian_filter(np.array(LOOKS[look])[classes], 0.5) + np.random.default_rng(0).normal(0, 0.01, SHAPE)
+    found = tissue_levels((volume * inside).astype(np.float32), inside, AFFINE)
+    assert found[1] == pytest.approx(np.median(volume[inside & (classes == 1)]), abs=0.02)
+    assert found[2] == pytest.approx(LOOKS[look][2], abs=0.02)
+
+
 def test_a_gain_and_an_offset_pass_through(tissues):
     classes, inside = tissues
     volume = gaussian_filter(np.array(LOOKS["T1w"])[classes], 0.5) + np.random.default_rng(0).normal(0, 0.02, SHAPE)
