@@ -26,7 +26,7 @@ METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 
 .PHONY: help demo test test-slow test-real lint types validate sample picture \
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
-	benchmark-travelling \
+	benchmark-travelling benchmark-diffusion \
 	train-light train-diffusion env env-test torch clean
 
 help:  ## list the targets
@@ -93,6 +93,10 @@ benchmark-real: env-test  ## the promises of the README on the real heads in $$M
 benchmark-travelling: env-test  ## methods on the same simulated people on four scanners; hours on two cores, resumes
 	$(BIN)/python benchmarks/travelling.py
 
+benchmark-diffusion: env-test  ## the bundle of train-diffusion beside the light one, on one simulated person
+	$(BIN)/python benchmarks/travelling.py --heads 13 --docs docs/benchmarks/stage-one \
+	  --methods zscore mmh-light mmh-diffusion truth --model mmh-diffusion=build/mmh-diffusion
+
 benchmark-real-multisite: env-test  ## spread between the sites of the real heads, and lesions, before and after
 	$(BIN)/python benchmarks/real_multisite.py build/real-multisite
 
@@ -102,15 +106,16 @@ train-light: env-test  ## train the bundle mmh-light into build/mmh-light; an ho
 	  --held-out head-04 head-09 --output build/mmh-light --work build/train-light --overwrite \
 	  --source "Label maps of SynthSeg's training set (Apache-2.0, Billot et al. 2023)."
 
-# Stage 1 as published, as small as two cores can train: three heads on three scanners, 3 mm. Head 04 validates.
+# Stage 1 as published, as small as two cores can train: three heads on three scanners, 6 mm. Head 04 validates.
 DIFFUSION_LABELS := $(addprefix $(MMH_SHARED)/data/labelmaps/head-,$(addsuffix _dseg.nii.gz,01 02 04))
-train-diffusion: env-test  ## train a small diffusion into build/mmh-diffusion; hours on two cores (never measured), resumes
+train-diffusion: env-test  ## train a small diffusion into build/mmh-diffusion; half an hour on two cores, resumes
 	@mkdir -p build/diffusion
 	test -e build/diffusion/simulated || { \
 	  $(BIN)/mmh-simulate heads build/diffusion/raw --labels $(DIFFUSION_LABELS) --scanners A C F --overwrite \
 	  && touch build/diffusion/simulated; }
 	$(BIN)/mmh build/diffusion/raw build/diffusion/none participant --method none -w build/diffusion/app
-	$(BIN)/mmh-train global build/diffusion/none --method mmh-diffusion --held-out sub-03 --factor 3 --learning-rate 1e-4 \
+	$(BIN)/mmh-train global build/diffusion/none --method mmh-diffusion --held-out sub-03 --factor 6 --steps 500 --validate-every 250 \
+	  --learning-rate 1e-4 \
 	  --output build/mmh-diffusion --work build/train-diffusion --overwrite \
 	  --source "Simulated scans of label maps of SynthSeg's training set (Apache-2.0, Billot et al. 2023)."
 
