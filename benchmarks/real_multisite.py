@@ -29,7 +29,8 @@ from scipy import ndimage
 
 from mmh_bids.evaluation.contrast import spread
 from mmh_bids.evaluation.segmentation import NO_CLASS, segment_brain
-from mmh_bids.image.grid import resample
+from mmh_bids.image.grid import load_template, resample
+from mmh_bids.image.levels import template_tissues
 from mmh_bids.image.tissue import CLASSES
 
 PLAIN, SPACE = "none", "space-MNI152NLin2009aSym_res-1"
@@ -116,15 +117,8 @@ def tissue_means(image: Image, outs: dict[str, Path]) -> dict[str, dict[str, dic
 @lru_cache(maxsize=1)
 def template_classes(shape: tuple[int, ...], affine: tuple[float, ...]) -> NDArray[np.uint8]:
     """Where the template is all but sure of a tissue: index into `CLASSES`, else `NO_CLASS`; fluid is the rest."""
-    from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
-
-    from mmh_bids.image.grid import load_template
-
     world = np.reshape(affine, (4, 4))
-    grey, white = (
-        resample(image.get_fdata(dtype=np.float32), image.affine, shape, world)
-        for image in (load_mni152_gm_template(resolution=1), load_mni152_wm_template(resolution=1))
-    )
+    grey, white = template_tissues(shape, world)
     brain = load_template()
     inside = resample((np.asanyarray(brain.dataobj) > 0).astype(np.float32), brain.affine, shape, world) > _SURE
     classes = np.full(shape, NO_CLASS, np.uint8)
@@ -164,10 +158,7 @@ def candidates_of(images: list[Image], person: str, plain: Path) -> tuple[NDArra
 
 def template_white(shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Deep white matter of the template: a scan's own classes take cortex for it where contrast is low."""
-    from nilearn.datasets import load_mni152_wm_template
-
-    image = load_mni152_wm_template(resolution=1)
-    likely = resample(image.get_fdata(dtype=np.float32), image.affine, shape, affine) > _LIKELY
+    likely = template_tissues(shape, affine)[1] > _LIKELY
     return ndimage.distance_transform_edt(likely) > _FROM_BORDER
 
 

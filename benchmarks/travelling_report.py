@@ -119,7 +119,7 @@ def page(study: Study, results: Mapping[str, Mapping[str, Figures]], bars: Mappi
     parts = [
         "# Travelling subjects\n",
         f"Simulated heads {heads} on the simulated scanners {scanners}; scanned twice on {study.rescanned}. "
-        "Made by `make benchmark-travelling`; nobody was scanned.\n",
+        "Made by `benchmarks/travelling.py`; nobody was scanned.\n",
         NOTES,
         "![Regional differences and slices](travelling.png)\n",
     ]

@@ -24,12 +24,12 @@ _PARTS = 4
 #: Standard deviation of a tissue to begin the second with, over the range of the tissues' means: narrow tissues and
 #: mixed voxels between them are looked for, not a wide grey matter that swallows these.
 _WIDTH = 0.1
-#: How far towards white matter grey matter's mean begins; the likelier end is taken. Found with mixed voxels among it,
-#: grey matter may lie so near fluid that it would stay there.
-_BEGINNINGS = (0.0, 0.5)
+#: How far towards white matter grey matter then begins: found with mixed voxels among it, it may lie so near fluid that
+#: it would stay there.
+_STEP = 0.5
 #: Least share of the brain that is a tissue alone.
 _RAREST = 0.005
-#: Keeps logarithms and shares finite where no class is likely at all.
+#: Keeps shares finite where no class is likely at all.
 _NOTHING = 1e-12
 #: Every so many voxels along each axis is looked at.
 _STRIDE = 3
@@ -82,30 +82,18 @@ def _fit(values: NDArray[np.float64], priors: NDArray[np.floating]) -> NDArray[n
         shares /= shares.sum(axis=0)
     # two neighbours that are equally likely a priori are as likely to share the voxel
     mixed = [2 * np.sqrt(priors[one] * priors[other]) for one, other in _NEIGHBOURS]
-    priors = np.concatenate([priors, mixed]) / (1 + np.sum(mixed, axis=0))
-    ends = []
-    for step in _BEGINNINGS:
-        begin = means.copy()
-        begin[1] += step * (means[2] - means[1])
-        ends.append(_fit_mixed(values, priors, begin, floor))
-    return max(ends, key=lambda end: end[1])[0]
-
-
-def _fit_mixed(
-    values: NDArray[np.float64], priors: NDArray[np.floating], means: NDArray[np.float64], floor: float
-) -> tuple[NDArray[np.float64], float]:
-    """Means (3,) that tissues and their mixed voxels, priors (5, N), lead to, and the mean logarithm of the density."""
-    widths = np.full(len(TISSUES), (_WIDTH * np.ptp(means)) ** 2)
+    priors = np.concatenate([priors, mixed])
     part = (np.arange(_PARTS)[:, None] + 0.5) / _PARTS
+    widths = np.full(len(TISSUES), (_WIDTH * np.ptp(means)) ** 2)
+    means[1] += _STEP * (means[2] - means[1])
     for _ in range(_ITERATIONS):
         likely = [_likely(values, means, widths)]
         for one, other in _NEIGHBOURS:
             between = ((1 - part) * level[one] + part * level[other] for level in (means, widths))
             likely.append(np.mean([_likely(values, *level) for level in zip(*between, strict=True)], axis=0))
         shares = priors * np.concatenate(likely) + _NOTHING
-        density = shares.sum(axis=0)
-        means, widths = _moments(values, shares[: len(TISSUES)] / density, floor)
-    return means, float(np.log(density).mean())
+        means, widths = _moments(values, shares[: len(TISSUES)] / shares.sum(axis=0), floor)
+    return means
 
 
 def _likely(values: NDArray[np.float64], means: NDArray[np.float64], widths: NDArray[np.float64]) -> NDArray:
@@ -122,9 +110,22 @@ def _moments(values: NDArray[np.float64], shares: NDArray, floor: float) -> tupl
     return means, np.maximum((shares * (values - means[:, None]) ** 2).sum(axis=1) / weight, floor)
 
 
-@lru_cache(maxsize=1)
-def _priors(shape: tuple[int, int, int], affine: tuple[tuple[float, ...], ...]) -> NDArray[np.float32]:
-    """Fluid, grey and white matter of the template on a grid: (3, X, Y, Z), blurred, at least `_LEAST`."""
+def template_tissues(
+    shape: tuple[int, ...], affine: NDArray[np.float64], blur_mm: float = 0.0
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Probabilities of grey and white matter in the template, interpolated to a grid.
+
+    Parameters
+    ----------
+    shape, affine
+        (X, Y, Z), and (4, 4) voxel to the template's world, millimetres.
+    blur_mm
+        Standard deviation of a blur before.
+
+    Returns
+    -------
+    Grey and white matter, (X, Y, Z), 0 to 1.
+    """
     from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
     from scipy.ndimage import gaussian_filter
 
@@ -133,8 +134,14 @@ def _priors(shape: tuple[int, int, int], affine: tuple[tuple[float, ...], ...]) 
     maps = []
     for load in (load_mni152_gm_template, load_mni152_wm_template):
         image = load(resolution=1)
-        data = gaussian_filter(image.get_fdata(dtype=np.float32), _BLUR_MM)
-        maps.append(resample(data, image.affine, shape, np.array(affine)))
-    grey, white = (np.clip(values, 0, 1) for values in maps)
+        data = gaussian_filter(image.get_fdata(dtype=np.float32), blur_mm)
+        maps.append(np.clip(resample(data, image.affine, shape, affine), 0, 1))
+    return maps[0], maps[1]
+
+
+@lru_cache(maxsize=1)
+def _priors(shape: tuple[int, int, int], affine: tuple[tuple[float, ...], ...]) -> NDArray[np.float32]:
+    """Fluid, grey and white matter of the template on a grid: (3, X, Y, Z), blurred, at least `_LEAST`."""
+    grey, white = template_tissues(shape, np.array(affine), _BLUR_MM)
     least = np.reshape(_LEAST, (3, 1, 1, 1))
     return np.maximum(np.stack([1 - grey - white, grey, white]), least).astype(np.float32)

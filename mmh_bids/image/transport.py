@@ -155,7 +155,6 @@ def _inside(
     values
         (N,) the native voxels in model units.
     """
-
     rest = model.after - curve(model.before.astype(np.float64))
     rest = np.where(model.mask, rest, 0.0).astype(np.float32)
     if np.abs(rest).max(initial=0.0) <= ROUNDING:
@@ -163,13 +162,13 @@ def _inside(
     nearest = _nearest(model.mask)
 
     def carried(volume: NDArray[np.float32]) -> NDArray[np.float32]:
-        spread = volume[nearest]
-        return resample(spread, model.affine, inside.shape, affine, model.native_to_mni, beyond="nearest")[inside]
+        return resample(volume, model.affine, inside.shape, affine, model.native_to_mni, beyond="nearest")[inside]
 
     if rest[model.mask].std() <= _LITTLE * model.after[model.mask].std():
-        return curve(values) + carried(rest)
-    gain = detail_gain(model.before, model.after - model.before, model.mask)
-    return carried(model.after) + carried(gain) * (values - carried(model.before))
+        return curve(values) + carried(rest[nearest])
+    before, after = model.before[nearest], model.after[nearest]
+    gain = detail_gain(before, after - before, model.mask)
+    return carried(after) + carried(gain[nearest]) * (values - carried(before))
 
 
 def detail_gain(
@@ -182,9 +181,9 @@ def detail_gain(
     Parameters
     ----------
     before, change
-        (X, Y, Z), image and what is added to it.
+        (X, Y, Z), image and what is added to it, both going on beyond the mask: an edge there would pass for detail.
     mask
-        (X, Y, Z) bool; nothing outside is looked at.
+        (X, Y, Z) bool; detail outside does not count.
 
     Returns
     -------
@@ -201,11 +200,8 @@ def detail_gain(
     """
     from scipy.ndimage import gaussian_filter
 
-    nearest = _nearest(mask)
-
     def detail(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        whole = values[nearest]
-        return np.where(mask, whole - gaussian_filter(whole, _FINE), np.float32(0))
+        return np.where(mask, values - gaussian_filter(values, _FINE), np.float32(0))
 
     own, changed = detail(before), detail(change)
     power = gaussian_filter(own * own, _AROUND)

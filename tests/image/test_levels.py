@@ -39,10 +39,11 @@ def test_levels_are_found_whatever_the_contrast(tissues, look, noise):
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_fluid_between_folds_is_not_taken_for_grey_matter(tissues, look):
+@pytest.mark.parametrize("width", [5, 9])
+def test_fluid_between_folds_is_not_taken_for_grey_matter(tissues, look, width):
     """As in a shrunken brain: sheets of fluid where the template has grey matter, and many voxels that hold both."""
     classes, inside = tissues
-    sheets = np.indices(SHAPE).sum(axis=0) % 16 < 5
+    sheets = np.indices(SHAPE).sum(axis=0) % 16 < width
     classes = np.where((classes == 1) & sheets, 0, classes)
     volume = gaussian_filter(np.array(LOOKS[look])[classes], 0.5) + np.random.default_rng(0).normal(0, 0.01, SHAPE)
     found = tissue_levels((volume * inside).astype(np.float32), inside, AFFINE)
