@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,7 @@ from scipy import ndimage
 
 from mmh_bids.evaluation.contrast import spread
 from mmh_bids.evaluation.segmentation import NO_CLASS, segment_brain
-from mmh_bids.image.grid import load_template, resample
-from mmh_bids.image.levels import template_tissues
+from mmh_bids.image.priors import SURE, sure_tissues, template_tissues
 from mmh_bids.image.tissue import CLASSES
 
 PLAIN, SPACE = "none", "space-MNI152NLin2009aSym_res-1"
@@ -44,7 +42,7 @@ _BRIGHT, _FROM_FLUID, _FROM_BORDER, _LIKELY, _SMALLEST, _LARGEST = 4.0, 3.0, 3.0
 _NEAR, _FAR = 1.5, 4.5
 FLUID = CLASSES.index("CSF")
 #: What classes the spreads are measured in; from which probability on the template is sure of a tissue.
-KINDS, _SURE = ("intensity", "place"), 0.9
+KINDS = ("intensity", "place")
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ def tissue_means(image: Image, outs: dict[str, Path]) -> dict[str, dict[str, dic
     for method, out in outs.items():
         values = image.load(out, f"desc-harmonized_{image.sequence}").get_fdata(dtype=np.float32)[mask]
         moved = image.load(out, f"{SPACE}_desc-harmonized_{image.sequence}")
-        placed, there = moved.get_fdata(dtype=np.float32), template_classes(moved.shape, tuple(moved.affine.ravel()))
+        placed, there = moved.get_fdata(dtype=np.float32), template_classes(moved.shape, moved.affine)
         scale = float(np.percentile(values, 99.9)) if method == PLAIN else 1000.0
         for kind, all_values, all_classes in (
             ("intensity", values, classes),
@@ -114,16 +112,11 @@ def tissue_means(image: Image, outs: dict[str, Path]) -> dict[str, dict[str, dic
     return found
 
 
-@lru_cache(maxsize=1)
-def template_classes(shape: tuple[int, ...], affine: tuple[float, ...]) -> NDArray[np.uint8]:
+def template_classes(shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Where the template is all but sure of a tissue: index into `CLASSES`, else `NO_CLASS`; fluid is the rest."""
-    world = np.reshape(affine, (4, 4))
-    grey, white = template_tissues(shape, world)
-    brain = load_template()
-    inside = resample((np.asanyarray(brain.dataobj) > 0).astype(np.float32), brain.affine, shape, world) > _SURE
     classes = np.full(shape, NO_CLASS, np.uint8)
-    for key, likely in (("CSF", np.where(inside, 1 - grey - white, 0)), ("GM", grey), ("WM", white)):
-        classes[likely > _SURE] = CLASSES.index(key)
+    for key, sure in zip(("CSF", "GM", "WM"), sure_tissues(shape, affine), strict=True):
+        classes[sure] = CLASSES.index(key)
     return classes
 
 
@@ -240,7 +233,7 @@ def page(
         "Spread: standard deviation over mean between sites; `none` is on each image's own scale (99.9th percentile = "
         "1). Classes by intensity are those of the preprocessed image (three, Gaussian mixture), the same for every "
         "method; where grey and white matter hardly differ, as in spin-echo T1w, they are no tissues. Classes by place "
-        f"are the voxels where the template is surer than {_SURE:g} of a tissue, whatever an image shows there.\n",
+        f"are the voxels where the template is surer than {SURE:g} of a tissue, whatever an image shows there.\n",
     ]
     for title, by_method in table.items():
         sites = len({i.site for i in images if i.sequence == title.split()[0]})

@@ -1,10 +1,11 @@
-"""Method ``mmh-light``: MMH's stage 1 in one pass of a small network, for a laptop; then N4 and tissue levels.
+"""Method ``mmh-light``: MMH's stage 1 in one pass of a small network, for a laptop, between two looks at the field.
 
-What bias correction takes for a field depends on an image's contrast, so that two scanners keep two different rests of
-it. In the unified look all images have one contrast, and N4 leaves the same rest in all. At last one curve brings
-grey and white matter, in T1w also fluid, to the levels of the unified look: network and field leave them a few percent
-apart, and one level a tissue is what "unified" means. Differences between people in a tissue's overall brightness go
-with them.
+What bias correction takes for a field depends on an image's contrast and on how much fluid lies around the brain, so
+that two scanners keep two different rests of it. With the template's tissues beside it the rest can be told from
+tissue: it is taken off before the network sees the image, and, all images having one contrast in the unified look, once
+more after. At last one curve brings fluid, grey and white matter to the levels of the unified look: network and field
+leave them a few percent apart, and one level a tissue is what "unified" means. Differences between people in a tissue's
+overall brightness go with them.
 
 torch is imported when the first image comes: the command line loads a harmonizer only to ask what it can do.
 """
@@ -31,13 +32,12 @@ WEIGHTS_FILE = "light.safetensors"
 CEILING = 1.25
 #: Room around the brain, voxels, and what corner and sizes of the network's box divide by.
 _MARGIN, _DIVISOR = 8, 8
-#: Sequences that N4 sees once more. In T2w bright fluid outweighs any field: N4 took more away than it mended.
-_EVENED = ("T1w",)
 #: How far grey and white matter may lie from their levels, as a share of their contrast: beyond it is no brain, or one
 #: that lies otherwise than the template, and a curve would do harm.
 _PLAUSIBLE = 0.5
-#: How much the last curve may stretch or squeeze what lies between two tissues: more of a stretch would be noise.
-_STRETCH = 1.3
+#: How much the last curve may stretch or squeeze what lies between two tissues: more of a stretch would be noise. It is
+#: fluid that a T2w is scaled by, and protocols differ more in what they leave between grey and white matter.
+_STRETCH = {"T1w": 1.3, "T2w": 1.5}
 _AGAIN = "train it again with mmh-train global, or choose another with --model"
 
 
@@ -82,8 +82,9 @@ class MmhLight:
         Returns
         -------
         `Result` whose volume is zero outside `mask` and in [0, 1.25]; its details hold ``EvenedField``, the standard
-        deviation of the logarithm of the field that was taken off (T1w only), and ``TissueLevels``, those found before
-        the last curve (fluid, grey, white matter; null where they could not be found and no curve was applied).
+        deviations of the logarithms of the two fields that were taken off (null where none could be told), and
+        ``TissueLevels``, those found before the last curve (fluid, grey, white matter; null where they could not be
+        found and no curve was applied).
 
         Raises
         ------
@@ -100,13 +101,14 @@ class MmhLight:
         if float(np.ptp(values)) <= 1e-6 * float(np.abs(values).max()):
             raise ImageError("the brain has one and the same intensity all over, so there is no contrast to harmonize")
         try:
-            harmonized, mean, std = self._run(volume[0], mask, values, sequence)
+            flat, before = evened(np.where(mask, volume[0], 0), mask, self.bundle.affine)
+            unified, mean, std = self._run(flat, mask, flat[mask], sequence)
         except torch.OutOfMemoryError:
             raise ImageError(f"the GPU has too little memory for model {self.bundle.name}; use --device cpu") from None
-        even, field = evened(harmonized, mask, self.bundle.affine, sequence)
-        out, levels = levelled(even, mask, self.bundle.affine, self._levels(sequence))
+        flat, after = evened(unified, mask, self.bundle.affine)
+        out, levels = levelled(flat, mask, self.bundle.affine, self._levels(sequence), _STRETCH[sequence])
         details = {"Sampler": "one pass", "Steps": 1, "DType": "float32", "BrainMean": mean, "BrainStd": std}
-        details |= {"EvenedField": field, "TissueLevels": levels}
+        details |= {"EvenedField": [before, after], "TissueLevels": levels}
         return Result(out[np.newaxis], details=details)
 
     def _run(
@@ -120,7 +122,7 @@ class MmhLight:
         half = tuple(slice(side.start // 2, side.stop // 2) for side in box)
         style = measure_style(torch.from_numpy(np.ascontiguousarray(values)).to(self.device), sequence)
         place = place_in_grid(mask.shape)[(slice(None), *half)]
-        arrays = (np.where(mask, volume, 0)[box], mask[box].astype(np.float32))
+        arrays = (volume[box], mask[box].astype(np.float32))
         image, brain = (torch.from_numpy(np.ascontiguousarray(values))[None, None] for values in arrays)
         with torch.no_grad():
             inside = self._loaded()(image.to(self.device), brain.to(self.device), place[None].to(self.device), style)
@@ -153,9 +155,9 @@ class MmhLight:
 
 
 def evened(
-    volume: NDArray[np.float32], mask: NDArray[np.bool_], affine: NDArray[np.float64], sequence: str
-) -> tuple[NDArray[np.float32], float]:
-    """Take off what N4 finds of a field in a T1w of the unified look; a T2w stays as it is.
+    volume: NDArray[np.float32], mask: NDArray[np.bool_], affine: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], float | None]:
+    """Take off the field by which grey and white matter differ over the brain (`mmh_bids.image.field.tissue_field`).
 
     Parameters
     ----------
@@ -164,27 +166,30 @@ def evened(
 
     Returns
     -------
-    The volume, 0 to `CEILING`, and the standard deviation of the field's logarithm in the mask.
+    The volume and the standard deviation of the field's logarithm in the mask; unchanged and None where no field can be
+    told from tissue.
     """
-    from mmh_bids.image.bias import n4
+    from mmh_bids.image.field import tissue_field
 
-    inside = mask & (volume > 0)
-    if sequence not in _EVENED or np.ptp(volume[inside]) <= 0:
-        return volume, 0.0
-    out = np.where(mask, n4(volume, mask, affine), np.float32(0)).clip(0, CEILING)
-    ratio = out[inside].astype(np.float64) / volume[inside]
-    return out, round(float(np.log(ratio[ratio > 0]).std()), 6)
+    try:
+        field = tissue_field(volume, mask, affine)
+    except ImageError:
+        return volume, None
+    return volume / field, round(float(np.log(field[mask]).std()), 6)
 
 
 def levelled(
-    volume: NDArray[np.float32], mask: NDArray[np.bool_], affine: NDArray[np.float64], levels: Sequence[float]
+    volume: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    affine: NDArray[np.float64],
+    levels: Sequence[float],
+    stretch: float,
 ) -> tuple[NDArray[np.float32], list[float] | None]:
-    """Bring grey and white matter, and fluid where it is dark, to given levels by one curve.
+    """Bring fluid, grey and white matter to given levels by one curve.
 
-    White matter gets its level; grey matter, and from there fluid, come as near theirs as a stretch between 1/1.3 and
-    1.3 of what lies between allows. The curve is straight between tissues and down to zero; above the brightest tissue
-    it is a shift, above white matter only from as far again as grey matter is below. Bright fluid goes along with grey
-    matter: where there is little of it, or slices are thick, hardly a voxel of a T2w shows fluid alone.
+    White matter gets its level; grey matter, and from there fluid, come as near theirs as the stretch of what lies
+    between allows. The curve is straight between tissues and down to zero; above the brightest tissue it is a shift,
+    above white matter only from as far again as grey matter is below.
 
     Parameters
     ----------
@@ -192,6 +197,8 @@ def levelled(
         (X, Y, Z), zero outside the mask.
     levels
         (3,) fluid, grey and white matter.
+    stretch
+        What lies between two tissues is stretched or squeezed by at most this.
 
     Returns
     -------
@@ -204,7 +211,7 @@ def levelled(
         found = tissue_levels(volume, mask, affine)
     except ImageError:
         return volume, None
-    knots = _level_curve(found, np.asarray(levels, float))
+    knots = _level_curve(found, np.asarray(levels, float), stretch)
     if knots is None:
         return volume, None
     x, y = knots
@@ -212,24 +219,26 @@ def levelled(
     return np.where(mask, out, 0).astype(np.float32), [round(float(level), 6) for level in found]
 
 
-def _level_curve(found: NDArray[np.float64], asked: NDArray[np.float64]) -> tuple[NDArray, NDArray] | None:
+def _level_curve(
+    found: NDArray[np.float64], asked: NDArray[np.float64], stretch: float
+) -> tuple[NDArray, NDArray] | None:
     """Knots of `levelled`'s curve, both ascending from zero; None where it would do harm.
 
     Examples
     --------
-    >>> x, y = _level_curve(np.array([0.2, 0.55, 0.7]), np.array([0.15, 0.5, 0.74]))
+    >>> x, y = _level_curve(np.array([0.2, 0.55, 0.7]), np.array([0.15, 0.5, 0.74]), 1.3)
     >>> x.round(3).tolist(), y.round(3).tolist()
     ([0.0, 0.2, 0.55, 0.7, 0.85], [0.0, 0.195, 0.545, 0.74, 0.935])
     """
     has, wants = np.diff(found), np.diff(asked)
     if np.abs(found - asked)[1:].max() > _PLAUSIBLE * abs(wants[1]) or (has * wants).min() <= 0:
         return None
-    steps = has * np.clip(wants / has, 1 / _STRETCH, _STRETCH)
+    steps = has * np.clip(wants / has, 1 / stretch, stretch)
     given = asked[2] - np.array([steps.sum(), steps[1], 0.0])
     if asked[0] < asked[2]:
         x, y = (np.array([0.0, *knots, 2 * knots[2] - knots[1]]) for knots in (found, given))
     else:
-        x, y = (np.array([0.0, knots[2], knots[1]]) for knots in (found, given))
+        x, y = (np.array([0.0, *knots[::-1]]) for knots in (found, given))
     return (x, y) if min(np.diff(x).min(), np.diff(y).min()) > 0 else None
 
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 
 from mmh_bids.errors import ImageError
+from mmh_bids.image.priors import sure_tissues, tissue_priors
 
 TISSUES = ("fluid", "grey matter", "white matter")
-#: Standard deviation (mm) of the priors' blur: what an affine registration leaves of two brains' differences.
-_BLUR_MM = 3.0
-#: Least prior of fluid, grey and white matter anywhere in the brain: lesions and misfits may be what they look like,
-#: and in a shrunken brain fluid lies where the template has grey matter.
-_LEAST = (0.2, 0.02, 0.02)
 #: Iterations: first without partial volume, which finds the tissues from afar, then with it.
 _FIRST, _ITERATIONS = 8, 40
 #: Fluid and grey matter, grey and white matter share voxels.
@@ -33,6 +27,11 @@ _RAREST = 0.005
 _NOTHING = 1e-12
 #: Every so many voxels along each axis is looked at.
 _STRIDE = 3
+#: Percentile of the voxels where the template is sure of fluid that is taken for fluid's level where fluid is bright;
+#: where it is dark, as many lie below. In the rest another brain's ventricles have other tissue.
+_PURE = 75
+#: Fewest such voxels; with fewer, the mixture's mean stays.
+_ENOUGH_FLUID = 100
 #: Fewest voxels that levels can be told from.
 _FEWEST = 600
 
@@ -68,8 +67,12 @@ def tissue_levels(
     values = volume[thin][inside].astype(np.float64)
     if values.size < _FEWEST or not np.ptp(values) > 0:
         raise ImageError("too little brain or no contrast in it: no tissue can be told apart")
-    priors = _priors(volume.shape, tuple(map(tuple, affine.tolist())))[(slice(None), *thin)][:, inside]
-    return _fit(np.clip(values, *np.percentile(values, (0.5, 99.5))), priors / priors.sum(axis=0))
+    priors = tissue_priors(volume.shape, affine)[(slice(None), *thin)][:, inside]
+    means = _fit(np.clip(values, *np.percentile(values, (0.5, 99.5))), priors / priors.sum(axis=0))
+    fluid = volume[mask & sure_tissues(volume.shape, affine)[0]]
+    if fluid.size >= _ENOUGH_FLUID:
+        means[0] = np.percentile(fluid, _PURE if means[0] > means[1] else 100 - _PURE)
+    return means
 
 
 def _fit(values: NDArray[np.float64], priors: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -108,40 +111,3 @@ def _moments(values: NDArray[np.float64], shares: NDArray, floor: float) -> tupl
         raise ImageError("fluid, grey or white matter cannot be found in the brain")
     means = shares @ values / weight
     return means, np.maximum((shares * (values - means[:, None]) ** 2).sum(axis=1) / weight, floor)
-
-
-def template_tissues(
-    shape: tuple[int, ...], affine: NDArray[np.float64], blur_mm: float = 0.0
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Probabilities of grey and white matter in the template, interpolated to a grid.
-
-    Parameters
-    ----------
-    shape, affine
-        (X, Y, Z), and (4, 4) voxel to the template's world, millimetres.
-    blur_mm
-        Standard deviation of a blur before.
-
-    Returns
-    -------
-    Grey and white matter, (X, Y, Z), 0 to 1.
-    """
-    from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
-    from scipy.ndimage import gaussian_filter
-
-    from mmh_bids.image.grid import resample
-
-    maps = []
-    for load in (load_mni152_gm_template, load_mni152_wm_template):
-        image = load(resolution=1)
-        data = gaussian_filter(image.get_fdata(dtype=np.float32), blur_mm)
-        maps.append(np.clip(resample(data, image.affine, shape, affine), 0, 1))
-    return maps[0], maps[1]
-
-
-@lru_cache(maxsize=1)
-def _priors(shape: tuple[int, int, int], affine: tuple[tuple[float, ...], ...]) -> NDArray[np.float32]:
-    """Fluid, grey and white matter of the template on a grid: (3, X, Y, Z), blurred, at least `_LEAST`."""
-    grey, white = template_tissues(shape, np.array(affine), _BLUR_MM)
-    least = np.reshape(_LEAST, (3, 1, 1, 1))
-    return np.maximum(np.stack([1 - grey - white, grey, white]), least).astype(np.float32)

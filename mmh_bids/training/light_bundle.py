@@ -7,22 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mmh_bids.harmonizers.light import CEILING, WEIGHTS_FILE, MmhLight, evened
+from mmh_bids.harmonizers.light import WEIGHTS_FILE, MmhLight
 from mmh_bids.harmonizers.standard import STANDARDS_FILE, Standard
 from mmh_bids.image.grid import MODEL_AFFINE, MODEL_SHAPE
 from mmh_bids.image.levels import tissue_levels
 from mmh_bids.models.bundle import Bundle, card_head, write_bundle
 from mmh_bids.models.light import SEQUENCES
 from mmh_bids.simulate.modelhead import load_head
-from mmh_bids.training.light import batch_of, draw_pair, draw_view, unified_volume
+from mmh_bids.training.light import unified_volume
 
 OUTPUT_MAX = 1000
-#: Scans a sequence that the tissue levels are measured on.
-_LEVEL_SCANS = 8
 
 
 def write_light(
@@ -45,19 +42,19 @@ def write_light(
     network, arguments
         A `LightNetwork` and what it was built with, JSON-ready. Weights are stored as float16.
     heads
-        Files of the training heads: the unified look is described by their brains' intensities, its tissue levels by
-        those of the network's own outputs, so that what the measurement of levels gets wrong in them cancels.
+        Files of the training heads: the unified look is described by their brains' intensities and tissue
+        levels.
     recipe, data
         For the card: how it was trained, and on what.
     metrics
         Measured on heads and scanners that were not trained on.
     """
     standards = {sequence: _standard(heads, sequence) for sequence in SEQUENCES}
-    levels = {sequence: _levels(network, heads, sequence) for sequence in SEQUENCES}
+    levels = {sequence: _levels(heads, sequence) for sequence in SEQUENCES}
     text = (
         "One pass of a small network to the unified look: one curve of intensity of bounded slope, curves that vary "
-        "over the brain, gains of second differences, a small change at full resolution; then N4 and one curve to the "
-        "tissues' levels."
+        "over the brain, gains of second differences, a small change at full resolution; before and after it the field "
+        "by which tissues differ over the brain is taken off; at last one curve to the tissues' levels."
     )
     papers = [
         "Wu, Sun, Wang, Yap, Liu. Unified Multi-Site Multi-Sequence Brain MRI Harmonization Enriched by "
@@ -103,16 +100,12 @@ def _standard(heads: Sequence[Path], sequence: str) -> Standard:
     return Standard.average(found)
 
 
-def _levels(network: nn.Module, heads: Sequence[Path], sequence: str) -> NDArray[np.float64]:
-    """Tissue levels in what the network makes of scans drawn at random, medians over at most `_LEVEL_SCANS` heads."""
+def _levels(heads: Sequence[Path], sequence: str) -> NDArray[np.float64]:
+    """The unified look's tissue levels, medians over heads."""
     found = []
-    for number, path in enumerate(heads[:_LEVEL_SCANS]):
-        head, rng = load_head(path), np.random.default_rng([78, number])
-        pair = draw_pair(head, sequence, rng, draw_view(head, rng, None), torch.Generator().manual_seed(number))
-        brain = pair.brain[0].numpy() > 0
-        with torch.no_grad():
-            out = network(*batch_of([pair]))[0, 0].numpy().clip(0, CEILING)
-        found.append(tissue_levels(evened(out, brain, MODEL_AFFINE, sequence)[0], brain, MODEL_AFFINE))
+    for path in heads:
+        truth, brain = unified_volume(load_head(path), sequence)
+        found.append(tissue_levels(np.where(brain, truth, 0).astype(np.float32), brain, MODEL_AFFINE))
     return np.median(found, axis=0)
 
 

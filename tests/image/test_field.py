@@ -1,0 +1,94 @@
+"""A field found together with the tissues."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from mmh_bids.errors import ImageError
+from mmh_bids.image.bias import n4
+from mmh_bids.image.field import tissue_field
+from mmh_bids.image.grid import load_template, resample
+
+SHAPE = (72, 92, 92)
+AFFINE = nib.affines.from_matvec(np.diag([2.0, 2.0, 2.0]), [-71.0, -108.0, -84.0])
+LOOKS = {"T1w": [0.15, 0.5, 0.75], "T2w": [0.9, 0.35, 0.22]}
+
+
+@pytest.fixture(scope="module")
+def tissues():
+    """The template's brain cut in three by its own brightness (fluid 0, grey 1, white 2), and the brain."""
+    template = load_template()
+    brain = resample(np.asanyarray(template.dataobj), template.affine, SHAPE, AFFINE)
+    inside = brain > 0
+    low, high = np.percentile(brain[inside], [18, 62])
+    return (brain > low).astype(int) + (brain > high), inside
+
+
+def scan(tissues, look: str, logarithm: np.ndarray | float = 0.0) -> np.ndarray:
+    classes, inside = tissues
+    ideal = gaussian_filter(np.array(LOOKS[look])[classes], 0.5) * np.exp(logarithm)
+    return (inside * (ideal + np.random.default_rng(0).normal(0, 0.01, SHAPE))).clip(0).astype(np.float32)
+
+
+def waves() -> np.ndarray:
+    x, y, z = ((np.indices(SHAPE).T - np.array(SHAPE) / 2) / np.array(SHAPE)).T
+    return 0.25 * np.sin(3 * x + 1) * np.cos(4 * y) + 0.3 * z
+
+
+@pytest.mark.parametrize(("look", "share"), [("T1w", 0.2), ("T2w", 0.35)])
+def test_a_smooth_field_is_found(tissues, look, share):
+    """In T2w voxels of bright fluid and grey matter are more in the way."""
+    classes, inside = tissues
+    asked = waves()
+    found = np.log(tissue_field(scan(tissues, look, asked), inside, AFFINE))
+    where = inside & (classes > 0)
+    rest = (found - asked)[where]
+    assert rest.std() < share * asked[where].std()
+    assert found.shape == SHAPE and found.dtype == np.float32
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_tissue_is_no_field(tissues, look):
+    _, inside = tissues
+    assert np.log(tissue_field(scan(tissues, look), inside, AFFINE))[inside].std() < 0.03
+
+
+def test_a_brain_stem_in_a_strong_field_does_not_pass_for_grey_matter(tissues):
+    """Shrunken brain: the stem is an island in dark fluid, and N4 leaves it as dark as grey matter."""
+    classes, inside = tissues
+    low = np.indices(SHAPE)[2] < 34  # below z = -16 mm
+    x, y, _ = np.indices(SHAPE)
+    stem = low & inside & (np.hypot(x - 35.5, y - 40) < 6)
+    island = low & inside & ~stem
+    classes = np.where(stem, 2, np.where(island & (np.indices(SHAPE).sum(axis=0) % 8 < 5), 0, classes))
+    fall = -0.45 / (1 + np.exp((np.indices(SHAPE)[2] - 34) / 2.0))
+    volume = scan((classes, inside), "T1w", fall)
+    deep = inside & (classes == 2) & ~low
+
+    def ratio(values: np.ndarray) -> float:
+        return float(np.median(values[stem]) / np.median(values[deep]))
+
+    assert ratio(volume / tissue_field(volume, inside, AFFINE)) > 0.93
+    assert ratio(n4(volume, inside, AFFINE)) < 0.85
+
+
+def test_gain_makes_no_difference(tissues):
+    _, inside = tissues
+    volume = scan(tissues, "T1w", waves())
+    fields = [tissue_field(np.float32(gain) * volume, inside, AFFINE) for gain in (1, 700)]
+    assert fields[1] == pytest.approx(fields[0], abs=1e-4)
+    thin = fields[0][::3, ::3, ::3][inside[::3, ::3, ::3] & (volume[::3, ::3, ::3] > 0)]
+    assert np.log(thin).mean() == pytest.approx(0, abs=1e-3)
+
+
+def test_what_holds_no_tissue_is_refused(tissues):
+    _, inside = tissues
+    with pytest.raises(ImageError, match="no contrast"):
+        tissue_field(inside.astype(np.float32), inside, AFFINE)
+    few = np.zeros(SHAPE, bool)
+    few[30:40, 30:40, 30:40] = True
+    with pytest.raises(ImageError, match="too little brain"):
+        tissue_field(np.random.default_rng(0).random(SHAPE, np.float32), few, AFFINE)
