@@ -12,10 +12,9 @@ from mmh_bids.image.priors import tissue_priors
 #: Standard deviation (mm) of the kernel that smooths the field. With 16 mm the field of a brain stem is lost in that of
 #: the cerebellum around it, with 9 mm the field begins to follow tissue.
 _SMOOTH_MM = 12.0
-#: Least standard deviation of a tissue's logarithm, at first and from `_NARROW` of the iterations on: at first the
-#: template says what a voxel is, then its intensity.
-_WIDE, _FINE = 0.3, 0.05
-_ITERATIONS, _NARROW = 40, 0.7
+#: Least standard deviation of a tissue's logarithm: a narrow tissue would not let go of what the field has moved.
+_WIDTH = 0.05
+_ITERATIONS = 40
 #: Every so many voxels along each axis is looked at.
 _STRIDE = 3
 #: Percentiles between which intensities count, and the darkest as a share of the brightest: a logarithm needs an end.
@@ -35,8 +34,8 @@ def tissue_field(
 
     Tissue classes of the intensities' logarithms and a field are estimated in turn, the field being the smoothed
     residual of grey and white matter (Wells et al., IEEE Trans Med Imaging 1996;15:429), with the template's tissues as
-    priors (Ashburner and Friston, NeuroImage 2005;26:839) and classes for voxels that fluid and grey matter share.
-    Classes begin wide: N4, which knows no anatomy, takes a brain stem that lies in a strong field for grey matter.
+    priors (Ashburner and Friston, NeuroImage 2005;26:839) and, where fluid is bright, classes for voxels that fluid and
+    grey matter share. N4, which knows no anatomy, takes a brain stem that lies in a strong field for grey matter.
 
     Parameters
     ----------
@@ -81,18 +80,18 @@ def _fit(
     share = np.array(_PARTS)
     # fluid and grey matter that are equally likely a priori are as likely to share the voxel
     mixed = np.repeat(np.sqrt(priors[:1] * priors[1:2]) / 2, share.size, axis=0)
-    classes = np.concatenate([priors, mixed])
     shares, field = priors, np.zeros(inside.shape)
-    for number in range(_ITERATIONS):
-        least = _WIDE * (_FINE / _WIDE) ** min(1.0, number / (_NARROW * _ITERATIONS))
+    for _ in range(_ITERATIONS):
         flat = values - field[inside]
         weight = shares.sum(axis=1) + _NOTHING
         means = (shares * flat).sum(axis=1) / weight
         spread = (shares * (flat - means[:, None]) ** 2).sum(axis=1) / weight
-        variances = np.maximum(spread, least**2)
+        variances = np.maximum(spread, _WIDTH**2)
         fluid, grey = np.exp(means[:2])
         middle = np.concatenate([means, np.log(share * fluid + (1 - share) * grey)])
         width = np.concatenate([variances, share * variances[0] + (1 - share) * variances[1]])
+        # what grey matter shares with dark fluid is dark itself, and such classes would take grey matter in a field
+        classes = np.concatenate([priors, mixed * (fluid > grey)])
         likely = np.exp(-((flat - middle[:, None]) ** 2) / (2 * width[:, None])) / np.sqrt(width[:, None])
         shares = classes * likely + _NOTHING
         shares = (shares / shares.sum(axis=0))[:3]

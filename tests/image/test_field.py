@@ -27,9 +27,9 @@ def tissues():
     return (brain > low).astype(int) + (brain > high), inside
 
 
-def scan(tissues, look: str, logarithm: np.ndarray | float = 0.0) -> np.ndarray:
+def scan(tissues, look: str, logarithm: np.ndarray | float = 0.0, blur: float = 0.5) -> np.ndarray:
     classes, inside = tissues
-    ideal = gaussian_filter(np.array(LOOKS[look])[classes], 0.5) * np.exp(logarithm)
+    ideal = gaussian_filter(np.array(LOOKS[look])[classes], blur) * np.exp(logarithm)
     return (inside * (ideal + np.random.default_rng(0).normal(0, 0.01, SHAPE))).clip(0).astype(np.float32)
 
 
@@ -56,7 +56,17 @@ def test_tissue_is_no_field(tissues, look):
     assert np.log(tissue_field(scan(tissues, look), inside, AFFINE))[inside].std() < 0.03
 
 
-def test_a_brain_stem_in_a_strong_field_does_not_pass_for_grey_matter(tissues):
+def test_voxels_that_bright_fluid_and_grey_matter_share_are_no_field(tissues):
+    """Thin sheets of fluid where the template has grey matter, on one side only."""
+    classes, inside = tissues
+    place = np.indices(SHAPE)
+    sheets = (place.sum(axis=0) % 8 < 3) & (place[0] < SHAPE[0] / 2)
+    volume = scan((np.where((classes == 1) & sheets, 0, classes), inside), "T2w", blur=0.8)
+    assert np.log(tissue_field(volume, inside, AFFINE))[inside].std() < 0.045
+
+
+@pytest.mark.parametrize("strength", [0.45, 0.6])
+def test_a_brain_stem_in_a_strong_field_does_not_pass_for_grey_matter(tissues, strength):
     """Shrunken brain: the stem is an island in dark fluid, and N4 leaves it as dark as grey matter."""
     classes, inside = tissues
     low = np.indices(SHAPE)[2] < 34  # below z = -16 mm
@@ -64,14 +74,14 @@ def test_a_brain_stem_in_a_strong_field_does_not_pass_for_grey_matter(tissues):
     stem = low & inside & (np.hypot(x - 35.5, y - 40) < 6)
     island = low & inside & ~stem
     classes = np.where(stem, 2, np.where(island & (np.indices(SHAPE).sum(axis=0) % 8 < 5), 0, classes))
-    fall = -0.45 / (1 + np.exp((np.indices(SHAPE)[2] - 34) / 2.0))
+    fall = -strength / (1 + np.exp((np.indices(SHAPE)[2] - 34) / 2.0))
     volume = scan((classes, inside), "T1w", fall)
     deep = inside & (classes == 2) & ~low
 
     def ratio(values: np.ndarray) -> float:
         return float(np.median(values[stem]) / np.median(values[deep]))
 
-    assert ratio(volume / tissue_field(volume, inside, AFFINE)) > 0.93
+    assert ratio(volume / tissue_field(volume, inside, AFFINE)) > 0.88
     assert ratio(n4(volume, inside, AFFINE)) < 0.85
 
 

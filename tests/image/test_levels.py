@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 from mmh_bids.errors import ImageError
 from mmh_bids.image.grid import load_template, resample
 from mmh_bids.image.levels import tissue_levels
+from mmh_bids.image.priors import sure_tissues
 
 SHAPE = (72, 92, 92)
 AFFINE = nib.affines.from_matvec(np.diag([2.0, 2.0, 2.0]), [-71.0, -108.0, -84.0])
@@ -57,6 +58,21 @@ def test_a_gain_and_an_offset_pass_through(tissues):
     first = tissue_levels((volume * inside).astype(np.float32), inside, AFFINE)
     other = tissue_levels(((300 * volume + 50) * inside).astype(np.float32), inside, AFFINE)
     assert other == pytest.approx(300 * first + 50, rel=1e-3)
+
+
+@pytest.mark.parametrize("look", ["T1w", "T2w"])
+def test_fluid_is_read_off_where_the_template_is_sure_of_it(tissues, look):
+    """Another brain's ventricles are smaller, and many of its other fluid voxels are shared."""
+    classes, inside = tissues
+    fluid = sure_tissues(SHAPE, AFFINE)[0] & inside
+    pure = fluid & (np.indices(SHAPE)[2] % 3 < 2)
+    classes = np.where(
+        fluid, np.where(pure, 0, 1), np.where((classes == 0) & (np.indices(SHAPE).sum(0) % 2 == 0), 1, classes)
+    )
+    volume = np.array(LOOKS[look])[classes]
+    volume[(classes == 0) & ~fluid] = np.mean(LOOKS[look][:2])
+    found = tissue_levels((volume * inside).astype(np.float32), inside, AFFINE)
+    assert found[0] == pytest.approx(LOOKS[look][0], abs=0.02)
 
 
 def test_what_holds_no_tissue_is_refused(tissues):
