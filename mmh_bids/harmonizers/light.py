@@ -3,9 +3,9 @@
 What bias correction takes for a field depends on an image's contrast and on how much fluid lies around the brain, so
 that two scanners keep two different rests of it. With the template's tissues beside it the rest can be told from
 tissue: it is taken off before the network sees the image, and, all images having one contrast in the unified look, once
-more after. At last one curve brings fluid, grey and white matter to the levels of the unified look: network and field
-leave them a few percent apart, and one level a tissue is what "unified" means. Differences between people in a tissue's
-overall brightness go with them.
+more after. At last one curve brings grey and white matter, in T1w also fluid, to the levels of the unified look:
+network and field leave them a few percent apart, and one level a tissue is what "unified" means. Differences between
+people in a tissue's overall brightness go with them.
 
 torch is imported when the first image comes: the command line loads a harmonizer only to ask what it can do.
 """
@@ -35,9 +35,8 @@ _MARGIN, _DIVISOR = 8, 8
 #: How far grey and white matter may lie from their levels, as a share of their contrast: beyond it is no brain, or one
 #: that lies otherwise than the template, and a curve would do harm.
 _PLAUSIBLE = 0.5
-#: How much the last curve may stretch or squeeze what lies between two tissues: more of a stretch would be noise. It is
-#: fluid that a T2w is scaled by, and protocols differ more in what they leave between grey and white matter.
-_STRETCH = {"T1w": 1.3, "T2w": 1.5}
+#: How much the last curve may stretch or squeeze what lies between two tissues: more of a stretch would be noise.
+_STRETCH = 1.3
 _AGAIN = "train it again with mmh-train global, or choose another with --model"
 
 
@@ -106,7 +105,7 @@ class MmhLight:
         except torch.OutOfMemoryError:
             raise ImageError(f"the GPU has too little memory for model {self.bundle.name}; use --device cpu") from None
         flat, after = evened(unified, mask, self.bundle.affine)
-        out, levels = levelled(flat, mask, self.bundle.affine, self._levels(sequence), _STRETCH[sequence])
+        out, levels = levelled(flat, mask, self.bundle.affine, self._levels(sequence))
         details = {"Sampler": "one pass", "Steps": 1, "DType": "float32", "BrainMean": mean, "BrainStd": std}
         details |= {"EvenedField": [before, after], "TissueLevels": levels}
         return Result(out[np.newaxis], details=details)
@@ -179,17 +178,14 @@ def evened(
 
 
 def levelled(
-    volume: NDArray[np.float32],
-    mask: NDArray[np.bool_],
-    affine: NDArray[np.float64],
-    levels: Sequence[float],
-    stretch: float,
+    volume: NDArray[np.float32], mask: NDArray[np.bool_], affine: NDArray[np.float64], levels: Sequence[float]
 ) -> tuple[NDArray[np.float32], list[float] | None]:
-    """Bring fluid, grey and white matter to given levels by one curve.
+    """Bring grey and white matter, and fluid where it is dark, to given levels by one curve.
 
-    White matter gets its level; grey matter, and from there fluid, come as near theirs as the stretch of what lies
-    between allows. The curve is straight between tissues and down to zero; above the brightest tissue it is a shift,
-    above white matter only from as far again as grey matter is below.
+    White matter gets its level; grey matter, and from there fluid, come as near theirs as a stretch between 1/1.3 and
+    1.3 of what lies between allows. The curve is straight between tissues and down to zero; above the brightest tissue it is a shift,
+    above white matter only from as far again as grey matter is below. Bright fluid goes along with grey matter: where
+    there is little of it, or slices are thick, hardly a voxel of a T2w shows fluid alone.
 
     Parameters
     ----------
@@ -197,8 +193,6 @@ def levelled(
         (X, Y, Z), zero outside the mask.
     levels
         (3,) fluid, grey and white matter.
-    stretch
-        What lies between two tissues is stretched or squeezed by at most this.
 
     Returns
     -------
@@ -211,7 +205,7 @@ def levelled(
         found = tissue_levels(volume, mask, affine)
     except ImageError:
         return volume, None
-    knots = _level_curve(found, np.asarray(levels, float), stretch)
+    knots = _level_curve(found, np.asarray(levels, float))
     if knots is None:
         return volume, None
     x, y = knots
@@ -219,26 +213,24 @@ def levelled(
     return np.where(mask, out, 0).astype(np.float32), [round(float(level), 6) for level in found]
 
 
-def _level_curve(
-    found: NDArray[np.float64], asked: NDArray[np.float64], stretch: float
-) -> tuple[NDArray, NDArray] | None:
+def _level_curve(found: NDArray[np.float64], asked: NDArray[np.float64]) -> tuple[NDArray, NDArray] | None:
     """Knots of `levelled`'s curve, both ascending from zero; None where it would do harm.
 
     Examples
     --------
-    >>> x, y = _level_curve(np.array([0.2, 0.55, 0.7]), np.array([0.15, 0.5, 0.74]), 1.3)
+    >>> x, y = _level_curve(np.array([0.2, 0.55, 0.7]), np.array([0.15, 0.5, 0.74]))
     >>> x.round(3).tolist(), y.round(3).tolist()
     ([0.0, 0.2, 0.55, 0.7, 0.85], [0.0, 0.195, 0.545, 0.74, 0.935])
     """
     has, wants = np.diff(found), np.diff(asked)
     if np.abs(found - asked)[1:].max() > _PLAUSIBLE * abs(wants[1]) or (has * wants).min() <= 0:
         return None
-    steps = has * np.clip(wants / has, 1 / stretch, stretch)
+    steps = has * np.clip(wants / has, 1 / _STRETCH, _STRETCH)
     given = asked[2] - np.array([steps.sum(), steps[1], 0.0])
     if asked[0] < asked[2]:
         x, y = (np.array([0.0, *knots, 2 * knots[2] - knots[1]]) for knots in (found, given))
     else:
-        x, y = (np.array([0.0, *knots[::-1]]) for knots in (found, given))
+        x, y = (np.array([0.0, knots[2], knots[1]]) for knots in (found, given))
     return (x, y) if min(np.diff(x).min(), np.diff(y).min()) > 0 else None
 
 

@@ -27,9 +27,9 @@ _RAREST = 0.005
 _NOTHING = 1e-12
 #: Every so many voxels along each axis is looked at.
 _STRIDE = 3
-#: Percentile of the voxels where the template is sure of fluid that is taken for fluid's level where fluid is bright;
-#: where it is dark, as many lie below. In the rest another brain's ventricles have other tissue.
-_PURE = 75
+#: Percentile of the voxels where the template is sure of fluid that is taken for the level of dark fluid: in the rest
+#: another brain's ventricles have other tissue.
+_PURE = 25
 #: Fewest such voxels; with fewer, the mixture's mean stays.
 _ENOUGH_FLUID = 100
 #: Fewest voxels that levels can be told from.
@@ -69,9 +69,10 @@ def tissue_levels(
         raise ImageError("too little brain or no contrast in it: no tissue can be told apart")
     priors = tissue_priors(volume.shape, affine)[(slice(None), *thin)][:, inside]
     means = _fit(np.clip(values, *np.percentile(values, (0.5, 99.5))), priors / priors.sum(axis=0))
-    fluid = volume[mask & sure_tissues(volume.shape, affine)[0]]
-    if fluid.size >= _ENOUGH_FLUID:
-        means[0] = np.percentile(fluid, _PURE if means[0] > means[1] else 100 - _PURE)
+    if means[0] < means[1]:
+        fluid = volume[mask & sure_tissues(volume.shape, affine)[0]]
+        if fluid.size >= _ENOUGH_FLUID:
+            means[0] = np.percentile(fluid, _PURE)
     return means
 
 

@@ -80,10 +80,10 @@ METHODS = {
         "whose coefficients vary smoothly over the brain (a bilateral grid [@bilateralgrid]) plus locally weighted "
         "second differences and a small change at full resolution, trained on travelling subjects simulated with MR "
         "signal equations. Before and after, the field by which grey and white matter still differed over the brain "
-        "was estimated together with tissue classes [@wells1996] and taken off, and at last one curve brought fluid, "
-        "grey and white matter to the levels of the unified look; fields and levels were found by Gaussian mixtures "
-        "with the template's tissue maps as priors [@unifiedsegmentation] and classes for partial volume "
-        "[@shattuck2001]."
+        "was estimated together with tissue classes [@wells1996] and taken off, and at last one curve brought grey "
+        "and white matter, in T1w also fluid, to the levels of the unified look; fields and levels were found by "
+        "Gaussian mixtures with the template's tissue maps as priors [@unifiedsegmentation] and classes for partial "
+        "volume [@shattuck2001]."
     ),
     "mmh-diffusion": "Images were harmonized with a diffusion model guided by style-free image gradients (MMH [@mmh]).",
 }

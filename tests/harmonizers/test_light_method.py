@@ -100,7 +100,7 @@ def test_tissues_come_to_the_levels_of_the_unified_look():
     volume = (brain / brain.max()).astype(np.float32)
     first = tissue_levels(volume, mask, affine)
     asked = first + np.array([0.0, 0.015, -0.005]) * (first[2] - first[1]) / 0.1
-    out, found = levelled(volume, mask, affine, asked.tolist(), 1.3)
+    out, found = levelled(volume, mask, affine, asked.tolist())
     assert found == pytest.approx(first.tolist(), abs=1e-5)
     after = tissue_levels(out, mask, affine)
     assert np.abs(after - asked)[1:].max() < 0.3 * np.abs(first - asked)[1:].max()
@@ -108,7 +108,7 @@ def test_tissues_come_to_the_levels_of_the_unified_look():
     assert np.diff(out[mask][order]).min() >= -1e-6 and not out[~mask].any()
     # a T1w is not turned into a T2w, and nothing is moved far
     for levels in ([0.9, 0.35, 0.22], (first + 0.6 * (first[2] - first[1])).tolist()):
-        assert levelled(volume, mask, affine, levels, 1.3) == (pytest.approx(volume), None)
+        assert levelled(volume, mask, affine, levels) == (pytest.approx(volume), None)
 
 
 @pytest.mark.parametrize("inverted", [False, True], ids=["T1w", "T2w"])
@@ -121,7 +121,7 @@ def test_what_lies_between_two_tissues_is_stretched_and_squeezed_a_little_only(i
     volume = np.where(mask, 1.1 - brain / brain.max() if inverted else brain / brain.max(), 0).astype(np.float32)
     _, grey, white = found = tissue_levels(volume, mask, affine)
     asked = found + np.array([0, 0.0, more]) * (white - grey)
-    out, _ = levelled(volume, mask, affine, asked.tolist(), 1.3)
+    out, _ = levelled(volume, mask, affine, asked.tolist())
     order = np.argsort(volume[mask])
     x, y = volume[mask][order], out[mask][order]
     between = [(min(white, grey), max(white, grey))]
@@ -134,16 +134,22 @@ def test_what_lies_between_two_tissues_is_stretched_and_squeezed_a_little_only(i
     assert np.interp(white, x, y) == pytest.approx(asked[2], abs=0.005)
 
 
-def test_tissues_reach_their_levels_as_far_as_a_stretch_allows():
-    for look in ([0.15, 0.51, 0.74], [0.65, 0.33, 0.22]):
-        look = np.array(look)
-        for fluid, reached in ((0.1, True), (0.4, False)):
-            found = look + np.array([fluid * (look[1] - look[0]), 0.01, -0.01])
-            x, y = _level_curve(found, look, 1.3)
-            after = np.interp(found, x, y) + np.maximum(found - x[-1], 0)
-            assert after[1:] == pytest.approx(look[1:], abs=1e-9)
-            far = look[1] + 1.3 * (found[0] - found[1])
-            assert after[0] == pytest.approx(look[0] if reached else far, abs=1e-9)
+@pytest.mark.parametrize(("fluid", "reached"), [(0.1, True), (0.4, False)])
+def test_tissues_reach_their_levels_as_far_as_a_stretch_allows(fluid, reached):
+    look = np.array([0.15, 0.51, 0.74])
+    found = look + np.array([fluid * (look[1] - look[0]), 0.01, -0.01])
+    x, y = _level_curve(found, look)
+    after = np.interp(found, x, y)
+    assert after[1:] == pytest.approx(look[1:], abs=1e-9)
+    assert after[0] == pytest.approx(look[0] if reached else look[1] + 1.3 * (found[0] - found[1]), abs=1e-9)
+
+
+def test_bright_fluid_goes_along_with_grey_matter():
+    look = np.array([0.65, 0.33, 0.22])
+    found = look + np.array([-0.1, 0.01, -0.01])
+    x, y = _level_curve(found, look)
+    after = np.interp(found, x, y) + np.maximum(found - x[-1], 0)
+    assert after == pytest.approx([found[0] - 0.01, *look[1:]], abs=1e-9)
 
 
 def test_what_it_cannot_do_is_said(method, ball):
