@@ -183,9 +183,9 @@ def levelled(
     """Bring grey and white matter, and fluid where it is dark, to given levels by one curve.
 
     White matter gets its level; grey matter, and from there fluid, come as near theirs as a stretch between 1/1.3 and
-    1.3 of what lies between allows. The curve is straight between tissues and down to zero; above the brightest tissue it is a shift,
-    above white matter only from as far again as grey matter is below. Bright fluid goes along with grey matter: where
-    there is little of it, or slices are thick, hardly a voxel of a T2w shows fluid alone.
+    1.3 of what lies between allows. The curve is straight between tissues and down to zero; above the brightest tissue
+    it is a shift, above white matter only from as far again as grey matter is below. Bright fluid goes along with grey
+    matter: where there is little of it, or slices are thick, hardly a voxel of a T2w shows fluid alone.
 
     Parameters
     ----------
