@@ -42,7 +42,7 @@ _BRIGHT, _FROM_FLUID, _FROM_BORDER, _LIKELY, _SMALLEST, _LARGEST = 4.0, 3.0, 3.0
 _NEAR, _FAR = 1.5, 4.5
 FLUID = CLASSES.index("CSF")
 #: What classes the spreads are measured in; from which probability on the template is sure of a tissue.
-KINDS = ("intensity", "place")
+KINDS = ("intensity", "place", "both")
 
 
 @dataclass(frozen=True)
@@ -90,26 +90,35 @@ def tissue_means(image: Image, outs: dict[str, Path]) -> dict[str, dict[str, dic
     """Kind of class -> method -> class means and white/grey ratio.
 
     By intensity: classes of the preprocessed image, the same for every method. By place: where the template is all but
-    sure of a tissue, whatever an image shows there. The preprocessed image is on its own scale: the 99.9th percentile
-    of the brain is 1.
+    sure of a tissue, whatever an image shows there. By both: where place and intensity agree. The preprocessed image is
+    on its own scale: the 99.9th percentile of the brain is 1.
     """
     name = "desc-brain_mask" if image.sequence == "T1w" else "desc-brainT2w_mask"
     mask = np.asanyarray(image.load(outs[PLAIN], name).dataobj) > 0
     plain = image.load(outs[PLAIN], f"desc-harmonized_{image.sequence}")
     classes = segment_brain(plain.get_fdata(dtype=np.float32), mask, image.sequence, plain.header.get_zooms()[:3])
+    there, agreed = placed_classes(image, outs[PLAIN])
     found: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in KINDS}
     for method, out in outs.items():
         values = image.load(out, f"desc-harmonized_{image.sequence}").get_fdata(dtype=np.float32)[mask]
-        moved = image.load(out, f"{SPACE}_desc-harmonized_{image.sequence}")
-        placed, there = moved.get_fdata(dtype=np.float32), template_classes(moved.shape, moved.affine)
+        moved = image.load(out, f"{SPACE}_desc-harmonized_{image.sequence}").get_fdata(dtype=np.float32)
         scale = float(np.percentile(values, 99.9)) if method == PLAIN else 1000.0
-        for kind, all_values, all_classes in (
-            ("intensity", values, classes),
-            ("place", placed, np.where(placed > 0, there, NO_CLASS)),
-        ):
+        pairs = ((values, classes), (moved, there), (moved, agreed))
+        for kind, (all_values, all_classes) in zip(KINDS, pairs, strict=True):
             means = {key: float(all_values[all_classes == CLASSES.index(key)].mean()) / scale for key in CLASSES}
             found[kind][method] = means | {"WM/GM": means["WM"] / means["GM"]}
     return found
+
+
+def placed_classes(image: Image, plain: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Classes by place in the preprocessed brain on the template's grid, and those of them that intensity agrees to."""
+    moved = image.load(plain, f"{SPACE}_desc-harmonized_{image.sequence}")
+    values = moved.get_fdata(dtype=np.float32)
+    inside = values > 0
+    there = np.where(inside, template_classes(moved.shape, moved.affine), NO_CLASS).astype(np.uint8)
+    shown = np.full(there.shape, NO_CLASS, np.uint8)
+    shown[inside] = segment_brain(values, inside, image.sequence, moved.header.get_zooms()[:3])
+    return there, np.where(there == shown, there, NO_CLASS).astype(np.uint8)
 
 
 def template_classes(shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -233,7 +242,8 @@ def page(
         "Spread: standard deviation over mean between sites; `none` is on each image's own scale (99.9th percentile = "
         "1). Classes by intensity are those of the preprocessed image (three, Gaussian mixture), the same for every "
         "method; where grey and white matter hardly differ, as in spin-echo T1w, they are no tissues. Classes by place "
-        f"are the voxels where the template is surer than {SURE:g} of a tissue, whatever an image shows there.\n",
+        f"are the voxels where the template is surer than {SURE:g} of a tissue, whatever an image shows there: another "
+        "brain's ventricles may have other tissue. By both: voxels on which place and intensity agree.\n",
     ]
     for title, by_method in table.items():
         sites = len({i.site for i in images if i.sequence == title.split()[0]})
