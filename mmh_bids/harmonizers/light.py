@@ -101,25 +101,26 @@ class MmhLight:
             raise ImageError("the brain has one and the same intensity all over, so there is no contrast to harmonize")
         try:
             flat, before = evened(np.where(mask, volume[0], 0), mask, self.bundle.affine)
-            unified, mean, std = self._run(flat, mask, flat[mask], sequence)
+            unified, mean, std = self._run(flat, mask, sequence)
         except torch.OutOfMemoryError:
             raise ImageError(f"the GPU has too little memory for model {self.bundle.name}; use --device cpu") from None
         flat, after = evened(unified, mask, self.bundle.affine)
-        out, levels = levelled(flat, mask, self.bundle.affine, self._levels(sequence))
+        out, levels = levelled(flat.clip(0, CEILING), mask, self.bundle.affine, self._levels(sequence))
         details = {"Sampler": "one pass", "Steps": 1, "DType": "float32", "BrainMean": mean, "BrainStd": std}
         details |= {"EvenedField": [before, after], "TissueLevels": levels}
         return Result(out[np.newaxis], details=details)
 
     def _run(
-        self, volume: NDArray[np.float32], mask: NDArray[np.bool_], values: NDArray[np.float32], sequence: str
+        self, volume: NDArray[np.float32], mask: NDArray[np.bool_], sequence: str
     ) -> tuple[NDArray[np.float32], float, float]:
+        """The network's output for a volume (X, Y, Z) that is zero outside the mask; mean and spread of its brain."""
         import torch
 
         from mmh_bids.models.light import measure_style, place_in_grid
 
         box = network_box(mask)
         half = tuple(slice(side.start // 2, side.stop // 2) for side in box)
-        style = measure_style(torch.from_numpy(np.ascontiguousarray(values)).to(self.device), sequence)
+        style = measure_style(torch.from_numpy(volume[mask]).to(self.device), sequence)
         place = place_in_grid(mask.shape)[(slice(None), *half)]
         arrays = (volume[box], mask[box].astype(np.float32))
         image, brain = (torch.from_numpy(np.ascontiguousarray(values))[None, None] for values in arrays)
