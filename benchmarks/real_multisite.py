@@ -41,7 +41,7 @@ _BRIGHT, _FROM_FLUID, _FROM_BORDER, _LIKELY, _SMALLEST, _LARGEST = 4.0, 3.0, 3.0
 #: Surroundings: white matter between these distances (mm).
 _NEAR, _FAR = 1.5, 4.5
 FLUID = CLASSES.index("CSF")
-#: What classes the spreads are measured in; from which probability on the template is sure of a tissue.
+#: What classes the spreads are measured in.
 KINDS = ("intensity", "place", "both")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mmh_bids.errors import ImageError
 from mmh_bids.image.grid import resample
-from mmh_bids.image.priors import tissue_priors
+from mmh_bids.image.levels import gaussians
+from mmh_bids.image.priors import STRIDE, THIN, brain_sample
 
 #: Standard deviation (mm) of the kernel that smooths the field. With 16 mm the field of a brain stem is lost in that of
 #: the cerebellum around it, with 9 mm the field begins to follow tissue.
@@ -15,16 +15,12 @@ _SMOOTH_MM = 12.0
 #: Least standard deviation of a tissue's logarithm: a narrow tissue would not let go of what the field has moved.
 _WIDTH = 0.05
 _ITERATIONS = 40
-#: Every so many voxels along each axis is looked at.
-_STRIDE = 3
 #: Percentiles between which intensities count, and the darkest as a share of the brightest: a logarithm needs an end.
 _RANGE, _DARKEST = (0.5, 99.5), 0.02
 #: Shares of fluid in the classes that stand for voxels of fluid and grey matter.
 _PARTS = (0.125, 0.375, 0.625, 0.875)
 #: Keeps shares finite where no class is likely, and the field where no tissue is near.
 _NOTHING = 1e-9
-#: Fewest voxels that a field can be told from.
-_FEWEST = 600
 
 
 def tissue_field(
@@ -53,21 +49,17 @@ def tissue_field(
     ImageError
         Fewer than 600 voxels would be looked at, or they have one and the same intensity.
     """
-    thin = (slice(None, None, _STRIDE),) * 3
-    inside = mask[thin] & (volume[thin] > 0)
-    if int(inside.sum()) < _FEWEST or not np.ptp(volume[thin][inside]) > 0:
-        raise ImageError("too little brain or no contrast in it: no field can be told from tissue")
-    low, high = np.percentile(volume[thin][inside], _RANGE)
-    values = np.log(np.clip(volume[thin][inside].astype(np.float64), max(low, _DARKEST * high), high))
-    priors = tissue_priors(volume.shape, affine)[(slice(None), *thin)][:, inside].astype(np.float64)
-    coarse = affine @ np.diag([*[_STRIDE] * 3, 1.0])
-    sigma = _SMOOTH_MM / np.linalg.norm(coarse[:3, :3], axis=0)
-    field = _fit(values, priors / priors.sum(axis=0), inside, sigma)
+    inside = mask & (volume > 0)
+    values, priors = brain_sample(volume, inside, affine)
+    low, high = np.percentile(values, _RANGE)
+    values = np.log(np.clip(values, max(low, _DARKEST * high), high))
+    coarse = affine @ np.diag([STRIDE, STRIDE, STRIDE, 1.0])
+    field = _fit(values, priors, inside[THIN], _SMOOTH_MM / np.linalg.norm(coarse[:3, :3], axis=0))
     return np.exp(resample(field, coarse, volume.shape, affine, beyond="nearest"))
 
 
 def _fit(
-    values: NDArray[np.float64], priors: NDArray[np.float64], inside: NDArray[np.bool_], sigma: NDArray[np.float64]
+    values: NDArray[np.float64], priors: NDArray[np.float32], inside: NDArray[np.bool_], sigma: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """Logarithm of the field on the coarse grid: values (N,), priors (3, N), `sigma` in its voxels."""
     from scipy.ndimage import gaussian_filter
@@ -92,8 +84,7 @@ def _fit(
         width = np.concatenate([variances, share * variances[0] + (1 - share) * variances[1]])
         # what grey matter shares with dark fluid is dark itself, and such classes would take grey matter in a field
         classes = np.concatenate([priors, mixed * (fluid > grey)])
-        likely = np.exp(-((flat - middle[:, None]) ** 2) / (2 * width[:, None])) / np.sqrt(width[:, None])
-        shares = classes * likely + _NOTHING
+        shares = classes * gaussians(flat, middle, width) + _NOTHING
         shares = (shares / shares.sum(axis=0))[:3]
         # fluid's intensity says little of the field: flow, noise and partial volume change it more
         pull = shares[1:] / variances[1:, None]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmh_bids.errors import ImageError
-from mmh_bids.image.priors import sure_tissues, tissue_priors
+from mmh_bids.image.priors import brain_sample, sure_tissues
 
 TISSUES = ("fluid", "grey matter", "white matter")
 #: Iterations: first without partial volume, which finds the tissues from afar, then with it.
@@ -25,15 +25,11 @@ _STEP = 0.5
 _RAREST = 0.005
 #: Keeps shares finite where no class is likely at all.
 _NOTHING = 1e-12
-#: Every so many voxels along each axis is looked at.
-_STRIDE = 3
 #: Percentile of the voxels where the template is sure of fluid that is taken for the level of dark fluid: in the rest
 #: another brain's ventricles have other tissue.
 _PURE = 25
 #: Fewest such voxels; with fewer, the mixture's mean stays.
 _ENOUGH_FLUID = 100
-#: Fewest voxels that levels can be told from.
-_FEWEST = 600
 
 
 def tissue_levels(
@@ -42,9 +38,10 @@ def tissue_levels(
     """Mean intensities of fluid, grey and white matter.
 
     A Gaussian mixture with the template's tissue maps as priors (Ashburner and Friston, NeuroImage 2005;26:839, without
-    deformation and field). No order of brightness is assumed: T1w and T2w are treated alike. Voxels that two tissues
-    share have classes of their own, spread evenly between the two (Shattuck et al., NeuroImage 2001;13:856): without
-    them fluid of the narrow sulci of a shrunken brain passes for grey matter.
+    deformation and field). No order of brightness is assumed. Voxels that two tissues share have classes of their own,
+    spread evenly between the two (Shattuck et al., NeuroImage 2001;13:856): without them fluid of the narrow sulci of a
+    shrunken brain passes for grey matter. Fluid that is darker than grey matter gets the lower quartile of the voxels
+    where the template is sure of it.
 
     Parameters
     ----------
@@ -62,13 +59,8 @@ def tissue_levels(
     ImageError
         Fewer than 600 voxels would be looked at, no contrast, or a tissue cannot be found.
     """
-    thin = (slice(None, None, _STRIDE),) * 3
-    inside = mask[thin]
-    values = volume[thin][inside].astype(np.float64)
-    if values.size < _FEWEST or not np.ptp(values) > 0:
-        raise ImageError("too little brain or no contrast in it: no tissue can be told apart")
-    priors = tissue_priors(volume.shape, affine)[(slice(None), *thin)][:, inside]
-    means = _fit(np.clip(values, *np.percentile(values, (0.5, 99.5))), priors / priors.sum(axis=0))
+    values, priors = brain_sample(volume, mask, affine)
+    means = _fit(np.clip(values, *np.percentile(values, (0.5, 99.5))), priors)
     if means[0] < means[1]:
         fluid = volume[mask & sure_tissues(volume.shape, affine)[0]]
         if fluid.size >= _ENOUGH_FLUID:
@@ -82,7 +74,7 @@ def _fit(values: NDArray[np.float64], priors: NDArray[np.floating]) -> NDArray[n
     shares = priors
     for _ in range(_FIRST):
         means, widths = _moments(values, shares, floor)
-        shares = priors * _likely(values, means, widths) + _NOTHING
+        shares = priors * gaussians(values, means, widths) + _NOTHING
         shares /= shares.sum(axis=0)
     # two neighbours that are equally likely a priori are as likely to share the voxel
     mixed = [2 * np.sqrt(priors[one] * priors[other]) for one, other in _NEIGHBOURS]
@@ -91,17 +83,17 @@ def _fit(values: NDArray[np.float64], priors: NDArray[np.floating]) -> NDArray[n
     widths = np.full(len(TISSUES), (_WIDTH * np.ptp(means)) ** 2)
     means[1] += _STEP * (means[2] - means[1])
     for _ in range(_ITERATIONS):
-        likely = [_likely(values, means, widths)]
+        likely = [gaussians(values, means, widths)]
         for one, other in _NEIGHBOURS:
             between = ((1 - part) * level[one] + part * level[other] for level in (means, widths))
-            likely.append(np.mean([_likely(values, *level) for level in zip(*between, strict=True)], axis=0))
+            likely.append(np.mean([gaussians(values, *level) for level in zip(*between, strict=True)], axis=0))
         shares = priors * np.concatenate(likely) + _NOTHING
         means, widths = _moments(values, shares[: len(TISSUES)] / shares.sum(axis=0), floor)
     return means
 
 
-def _likely(values: NDArray[np.float64], means: NDArray[np.float64], widths: NDArray[np.float64]) -> NDArray:
-    """Density of Gaussians (C,) at values (N,): (C, N); widths are variances."""
+def gaussians(values: NDArray[np.float64], means: NDArray[np.float64], widths: NDArray[np.float64]) -> NDArray:
+    """Density, up to one factor, of Gaussians (C,) at values (N,): (C, N); widths are variances."""
     return np.exp(-0.5 * (values - means[:, None]) ** 2 / widths[:, None]) / np.sqrt(widths[:, None])
 
 

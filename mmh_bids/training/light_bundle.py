@@ -42,8 +42,8 @@ def write_light(
     network, arguments
         A `LightNetwork` and what it was built with, JSON-ready. Weights are stored as float16.
     heads
-        Files of the training heads: the unified look is described by their brains' intensities and tissue
-        levels.
+        Files of the training heads: the unified look is described by their brains' intensities and
+        tissue levels.
     recipe, data
         For the card: how it was trained, and on what.
     metrics

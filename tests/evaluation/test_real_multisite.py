@@ -5,8 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
+
+from mmh_bids.image.grid import load_template
+from mmh_bids.image.priors import sure_tissues
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +64,30 @@ def test_contrast_is_that_to_the_white_matter_around(bench, patient):
     assert bench.lesion_contrasts(parts, white, t1w) == pytest.approx([-0.1875, -0.1875], abs=0.02)
     # a gain makes no difference
     assert bench.lesion_contrasts(parts, white, 7 * t2w) == pytest.approx([1.0, 1.0], abs=0.03)
+
+
+def test_place_and_intensity_must_agree(bench, tmp_path):
+    """White matter of the template that an image shows as dark as fluid is white matter by place only."""
+    template = load_template()
+    affine = template.affine @ np.diag([2.0, 2, 2, 1])
+    brain = np.asanyarray(template.dataobj)[::2, ::2, ::2]
+    fluid, grey, white = sure_tissues(brain.shape, affine)
+    values = np.select([fluid, white, grey, brain > 0], [0.2, 0.8, 0.5, 0.35], 0.0).astype(np.float32)
+    lost = white & (np.indices(brain.shape)[0] > 65)
+    values[lost] = 0.2
+    image = bench.Image(Path("sub-1"), "sub-1", "T1w", "a")
+    (tmp_path / "sub-1").mkdir()
+    name = f"sub-1_{bench.SPACE}_desc-harmonized_T1w.nii.gz"
+    nib.Nifti1Image(values, affine).to_filename(tmp_path / "sub-1" / name)
+    there, agreed = bench.placed_classes(image, tmp_path)
+    sure = [np.flatnonzero(one) for one in (fluid & (brain > 0), grey & (brain > 0), white)]
+    for key, where in zip(("CSF", "GM", "WM"), sure, strict=True):
+        assert (there.flat[where] == bench.CLASSES.index(key)).all()
+    deep = ndimage.binary_erosion(lost, iterations=2)
+    kept = ndimage.binary_erosion(white & ~lost, iterations=2)
+    assert deep.any() and (agreed[deep] == bench.NO_CLASS).all()
+    assert (agreed[kept] == bench.CLASSES.index("WM")).mean() > 0.99
+    assert not (agreed[there == bench.NO_CLASS] != bench.NO_CLASS).any()
 
 
 def test_a_site_is_the_mean_of_its_images(bench):

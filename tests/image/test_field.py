@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import nibabel as nib
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
+from template_brain import AFFINE, SHAPE
 
 from mmh_bids.errors import ImageError
 from mmh_bids.image.bias import n4
 from mmh_bids.image.field import tissue_field
-from mmh_bids.image.grid import load_template, resample
 
-SHAPE = (72, 92, 92)
-AFFINE = nib.affines.from_matvec(np.diag([2.0, 2.0, 2.0]), [-71.0, -108.0, -84.0])
 LOOKS = {"T1w": [0.15, 0.5, 0.75], "T2w": [0.9, 0.35, 0.22]}
-
-
-@pytest.fixture(scope="module")
-def tissues():
-    """The template's brain cut in three by its own brightness (fluid 0, grey 1, white 2), and the brain."""
-    template = load_template()
-    brain = resample(np.asanyarray(template.dataobj), template.affine, SHAPE, AFFINE)
-    inside = brain > 0
-    low, high = np.percentile(brain[inside], [18, 62])
-    return (brain > low).astype(int) + (brain > high), inside
 
 
 def scan(tissues, look: str, logarithm: np.ndarray | float = 0.0, blur: float = 0.5) -> np.ndarray:
