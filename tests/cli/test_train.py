@@ -13,6 +13,8 @@ from mmh_bids.cli.train import main  # noqa: E402
 from mmh_bids.errors import UsageError  # noqa: E402
 from mmh_bids.harmonizers.base import find_method  # noqa: E402
 from mmh_bids.models.bundle import open_bundle  # noqa: E402
+from mmh_bids.simulate.tissues import GREY, WHITE  # noqa: E402
+from mmh_bids.simulate.unified import unified_tissues  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,10 @@ def test_the_bundle_harmonizes(trained, capsys):
     assert bundle.methods == ("mmh-light",) and bundle.targets() == ("unified",)
     assert bundle.card["metrics"]["T1w_absolute"] > 0
     assert bundle.card["training"]["recipe"]["plan"]["steps"] == 4
+    for sequence in ("T1w", "T2w"):
+        # the balls' fluid shares every voxel with something brighter; their grey and white matter do not
+        levels = bundle.card["sequences"][sequence]["targets"]["unified"]["levels"]
+        assert levels[1:] == pytest.approx(unified_tissues(sequence)[[GREY, WHITE]].tolist(), abs=0.05)
     method = find_method("mmh-light").load(bundle, "cpu")
     mask = np.zeros(bundle.shape, bool)
     mask[60:90, 60:90, 60:90] = True

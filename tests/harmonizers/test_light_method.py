@@ -111,8 +111,10 @@ def test_tissues_come_to_the_levels_of_the_unified_look():
         assert levelled(volume, mask, affine, levels) == (pytest.approx(volume), None)
 
 
-@pytest.mark.parametrize("inverted", [False, True], ids=["T1w", "T2w"])
-@pytest.mark.parametrize(("more", "slope"), [(0.45, 1.3), (-0.28, 1 / 1.3)])
+@pytest.mark.parametrize(
+    ("inverted", "more", "slope"),
+    [(False, 0.45, 1.3), (False, -0.28, 1 / 1.3), (True, 0.5, 1.5), (True, 0.75, 1.6), (True, -0.28, 1 / 1.39)],
+)
 def test_what_lies_between_two_tissues_is_stretched_and_squeezed_a_little_only(inverted, more, slope):
     template = load_template()
     brain = np.asanyarray(template.dataobj)[::2, ::2, ::2]
@@ -142,6 +144,15 @@ def test_tissues_reach_their_levels_as_far_as_a_stretch_allows(fluid, reached):
     after = np.interp(found, x, y)
     assert after[1:] == pytest.approx(look[1:], abs=1e-9)
     assert after[0] == pytest.approx(look[0] if reached else look[1] + 1.3 * (found[0] - found[1]), abs=1e-9)
+
+
+@pytest.mark.parametrize("sequence", ["T1w", "T2w"])
+def test_the_shipped_levels_are_those_of_the_unified_truth(method, sequence):
+    """As the mixture finds them: whole tissues' medians are not what it reads off a cortex."""
+    look = unified_tissues(sequence)
+    levels = method._levels(sequence)
+    assert levels == pytest.approx(look[[tissues.INDEX["fluid"], tissues.GREY, tissues.WHITE]].tolist(), abs=0.03)
+    assert list(np.argsort(levels)) == ([0, 1, 2] if sequence == "T1w" else [2, 1, 0])
 
 
 def test_bright_fluid_goes_along_with_grey_matter():
