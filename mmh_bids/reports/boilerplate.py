@@ -75,13 +75,14 @@ METHODS = {
         "The histogram inside the brain mask was matched to that of the reference with {SimpleITK} [@simpleitk]."
     ),
     "mmh-light": (
-        "Images were brought to one unified look per sequence in a single pass of a small convolutional network that "
+        "Images were brought to one unified look per sequence by a small convolutional network that "
         "is conditioned on image gradients and whole-brain statistics (MMH-light, after MMH [@mmh]): intensity curves "
         "whose coefficients vary smoothly over the brain (a bilateral grid [@bilateralgrid]) plus locally weighted "
         "second differences and a small change at full resolution, trained on travelling subjects simulated with MR "
-        "signal equations. Before and after, the field by which grey and white matter still differed over the brain "
-        "was estimated together with tissue classes [@wells1996] and taken off, and at last one curve brought grey "
-        "and white matter, in T1w also fluid, to the levels of the unified look; fields and levels were found by "
+        "signal equations. Before it, in T1w also after it, the field by which grey and white matter still differed "
+        "over the brain was estimated together with tissue classes [@wells1996] and taken off; what a second pass "
+        "changed in the network's own output was taken back; and at last one curve brought grey "
+        "and white matter, in T1w also fluid, to the levels of the unified look. Field and levels were found by "
         "Gaussian mixtures with the template's tissue maps as priors [@unifiedsegmentation] and classes for partial "
         "volume [@shattuck2001]."
     ),

@@ -37,7 +37,7 @@ _ROTATION, _SCALE, _SHIFT, _BEND = 0.1, 0.08, 3.0, 2.0
 #: Edge (voxels) of the blocks whose mean error per tissue class is penalised.
 _BLOCK = 12
 #: Share of inputs that already have the unified look.
-_UNIFIED = 0.1
+_UNIFIED = 0.3
 #: Scans of one person in a step.
 _SCANS = 2
 #: Weights of the voxels' errors, of those of block means, of edges, and of the disagreement of two scans' block means;

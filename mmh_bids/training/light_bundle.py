@@ -52,9 +52,10 @@ def write_light(
     standards = {sequence: _standard(heads, sequence) for sequence in SEQUENCES}
     levels = {sequence: _levels(heads, sequence) for sequence in SEQUENCES}
     text = (
-        "One pass of a small network to the unified look: one curve of intensity of bounded slope, curves that vary "
-        "over the brain, gains of second differences, a small change at full resolution; before and after it the field "
-        "by which tissues differ over the brain is taken off; at last one curve to the tissues' levels."
+        "A small network to the unified look: a curve of intensity of bounded slope, curves that vary over the brain, "
+        "gains of second differences, a small change at full resolution; before it the field by which tissues differ "
+        "over the brain is taken off, after it what it would still change in its own output; at last one curve to the "
+        "tissues' levels."
     )
     papers = [
         "Wu, Sun, Wang, Yap, Liu. Unified Multi-Site Multi-Sequence Brain MRI Harmonization Enriched by "
@@ -65,7 +66,7 @@ def write_light(
     card = card_head(name, text, data, papers) | {
         "methods": [MmhLight.name],
         "network": dict(arguments),
-        "sampler": {"name": "one pass", "steps": 1},
+        "sampler": {"name": "two passes", "steps": 2},
         "grid": {"shape": list(MODEL_SHAPE), "affine": MODEL_AFFINE.tolist()},
         "output_max": OUTPUT_MAX,
         "targets": ["unified"],

@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_erosion, gaussian_filter
 
 pytest.importorskip("torch")
 
 from mmh_bids.errors import BundleError, ImageError, UsageError  # noqa: E402
-from mmh_bids.harmonizers.light import MmhLight, _level_curve, evened, levelled  # noqa: E402
+from mmh_bids.harmonizers.light import MmhLight, _level_curve, evened, levelled, without_habit  # noqa: E402
 from mmh_bids.image.grid import load_template, resample  # noqa: E402
 from mmh_bids.image.levels import tissue_levels  # noqa: E402
 from mmh_bids.models.bundle import open_bundle  # noqa: E402
@@ -80,6 +80,28 @@ def test_a_field_that_is_left_is_taken_off_before_and_after(method):
     assert left < 0.15 * seen
     before, after = result.details["EvenedField"]
     assert before > plain.details["EvenedField"][0] + 0.03 and after < 0.5 * before
+
+
+@pytest.mark.parametrize("curve", [False, True])
+def test_a_habit_of_the_network_is_taken_back(curve):
+    """Of a network that always squeezes the contrast and smooths: what it smooths, and if asked the squeeze."""
+    rng = np.random.default_rng(0)
+    mask = np.ones((32, 32, 32), bool)
+    mask[:4] = False
+    image = np.where(mask, gaussian_filter(rng.normal(0.5, 1.0, mask.shape), 1.5), 0).astype(np.float32)
+
+    def network(volume):
+        return np.where(mask, 0.5 + 0.8 * (gaussian_filter(volume, 0.6) - 0.5), 0).astype(np.float32)
+
+    first = network(image)
+    out = without_habit(first, network(first), mask, curve)
+    inner = binary_erosion(mask, iterations=4)
+    ideal = 0.5 + (0.8 * 1.2 if curve else 0.8) * (image - 0.5)
+    assert np.abs(out - ideal)[inner].mean() < 0.8 * np.abs(first - 0.5 - 0.8 * (image - 0.5))[inner].mean()
+    assert not out[~mask].any() and out.dtype == np.float32
+    # one and the same intensity all over: one curve is all there is
+    flat = mask.astype(np.float32)
+    assert np.allclose(without_habit(flat, 0.9 * flat, mask, curve), (1.1 if curve else 1) * flat)
 
 
 def test_no_field_is_taken_off_what_has_no_tissue(ball):
