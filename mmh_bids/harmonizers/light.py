@@ -2,11 +2,10 @@
 
 What bias correction takes for a field depends on an image's contrast and on how much fluid lies around the brain, so
 that two scanners keep two different rests of it. With the template's tissues beside it the rest can be told from
-tissue: it is taken off before the network sees the image and, where fluid is dark, once more after. What the network
-would still change in its own output, which has no scanner's look any more, is a habit of the network, and is taken
-back. At last one curve brings grey and white matter, in T1w also fluid, to the levels of the unified look: the network
-leaves them a few percent apart, and one level a tissue is what "unified" means. Differences between people in a
-tissue's overall brightness go with them.
+tissue: it is taken off before the network sees the image. What the network would still change in its own output,
+which has no scanner's look any more, is a habit of the network, and is taken back. At last one curve brings grey and
+white matter, in T1w also fluid, to the levels of the unified look: the network leaves them a few percent apart, and one
+level a tissue is what "unified" means. Differences between people in a tissue's overall brightness go with them.
 
 torch is imported when the first image comes: the command line loads a harmonizer only to ask what it can do.
 """
@@ -86,9 +85,9 @@ class MmhLight:
         Returns
         -------
         `Result` whose volume is zero outside `mask` and in [0, 1.25]; its details hold ``EvenedField``, the standard
-        deviations of the logarithms of the fields that were taken off before and after the network (null where none
-        was or could be told), and ``TissueLevels``, those found before the last curve (fluid, grey, white matter; null
-        where they could not be found and no curve was applied).
+        deviation of the logarithm of the field that was taken off (null where none could be told), and
+        ``TissueLevels``, those found before the last curve (fluid, grey, white matter; null where they could not be
+        found and no curve was applied).
 
         Raises
         ------
@@ -105,15 +104,15 @@ class MmhLight:
         if float(np.ptp(values)) <= 1e-6 * float(np.abs(values).max()):
             raise ImageError("the brain has one and the same intensity all over, so there is no contrast to harmonize")
         try:
-            flat, before = evened(np.where(mask, volume[0], 0), mask, self.bundle.affine)
+            flat, field = evened(np.where(mask, volume[0], 0), mask, self.bundle.affine)
             first, mean, std = self._run(flat, mask, sequence)
             second, *_ = self._run(first, mask, sequence)
         except torch.OutOfMemoryError:
             raise ImageError(f"the GPU has too little memory for model {self.bundle.name}; use --device cpu") from None
-        unified, after = self._settled(first, second, mask, sequence)
-        out, levels = levelled(unified.clip(0, CEILING), mask, self.bundle.affine, self._levels(sequence))
+        unified = without_habit(first, second, mask).clip(0, CEILING)
+        out, levels = levelled(unified, mask, self.bundle.affine, self._levels(sequence))
         details = {"Sampler": "two passes", "Steps": 2, "DType": "float32", "BrainMean": mean, "BrainStd": std}
-        details |= {"EvenedField": [before, after], "TissueLevels": levels}
+        details |= {"EvenedField": field, "TissueLevels": levels}
         return Result(out[np.newaxis], details=details)
 
     def _run(
@@ -135,19 +134,6 @@ class MmhLight:
         out = np.zeros(mask.shape, np.float32)
         out[box] = inside[0, 0].clamp(0, CEILING).cpu().numpy()
         return out, round(float(style.mean), 6), round(float(style.std), 6)
-
-    def _settled(
-        self, first: NDArray[np.float32], second: NDArray[np.float32], mask: NDArray[np.bool_], sequence: str
-    ) -> tuple[NDArray[np.float32], float | None]:
-        """The first pass without habit; where fluid is dark, without what is left of a field, and how much that was.
-
-        Where it is bright the curve of the second pass takes grey matter and fluid too far apart, and what the field
-        takes off a unified image is partial volume.
-        """
-        levels = self._levels(sequence)
-        if levels[0] > levels[2]:
-            return without_habit(first, second, mask, curve=False), None
-        return evened(without_habit(first, second, mask, curve=True).clip(0, CEILING), mask, self.bundle.affine)
 
     def _levels(self, sequence: str) -> list[float]:
         """Fluid, grey and white matter in the unified look."""
@@ -198,13 +184,13 @@ def evened(
 
 
 def without_habit(
-    first: NDArray[np.float32], second: NDArray[np.float32], mask: NDArray[np.bool_], curve: bool
+    first: NDArray[np.float32], second: NDArray[np.float32], mask: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
-    """Take back what a second pass of the network adds to the first.
+    """Take back what a second pass of the network adds to the first beyond one curve of intensity.
 
     Were the network perfect, its output would be the unified look and a second pass would change nothing. What it does
-    change there, it changed in the first pass as well: contrast squeezed, noise and edges smoothed by more than was
-    needed.
+    change there, it changed in the first pass as well: noise and edges smoothed by more than was needed. The one curve,
+    which squeezes the contrast, is left to `levelled`: taken back, it leaves spin-echo T1w half way to the look.
 
     Parameters
     ----------
@@ -212,8 +198,6 @@ def without_habit(
         (X, Y, Z), one pass of the network over an image, and one over its output; zero outside the mask.
     mask
         (X, Y, Z) bool, brain.
-    curve
-        Whether what one curve of intensity tells of the change is taken back as well.
 
     Returns
     -------
@@ -223,20 +207,18 @@ def without_habit(
     --------
     >>> first = np.linspace(0.2, 0.8, 8000, dtype=np.float32).reshape(20, 20, 20)
     >>> squeezed = 0.5 + 0.9 * (first - 0.5)
-    >>> [bool(np.allclose(without_habit(first, squeezed, first > 0, curve), first, atol=2e-3)) for curve in (0, 1)]
-    [True, False]
+    >>> bool(np.allclose(without_habit(first, squeezed, first > 0), first, atol=2e-3))
+    True
     """
     x = first[mask]
     change = second[mask] - x
-    if not curve:
-        edges = np.unique(np.quantile(x, np.linspace(0, 1, _BINS + 1)))
-        place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(edges.size - 2, 0))
-        count = np.bincount(place)
-        some = count > 0
-        middle, mean = (np.bincount(place, weights=one)[some] / count[some] for one in (x, change))
-        change = change - np.interp(x, middle, mean)
+    edges = np.unique(np.quantile(x, np.linspace(0, 1, _BINS + 1)))
+    place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(edges.size - 2, 0))
+    count = np.bincount(place)
+    some = count > 0
+    middle, mean = (np.bincount(place, weights=one)[some] / count[some] for one in (x, change))
     out = np.zeros_like(first)
-    out[mask] = x - change
+    out[mask] = x - (change - np.interp(x, middle, mean))
     return out
 
 

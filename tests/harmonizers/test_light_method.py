@@ -66,7 +66,7 @@ def test_gain_makes_no_difference_and_the_sequence_does(method, ball):
     assert not np.allclose(first.volume, method.harmonize(volume, mask, "T2w", "unified", 0).volume, atol=0.05)
 
 
-def test_a_field_that_is_left_is_taken_off_before_and_after(method):
+def test_a_field_that_is_left_is_taken_off(method):
     """What is seen of it in the result, and what the sidecar says of it."""
     template = load_template()
     brain = resample(np.asanyarray(template.dataobj), template.affine, method.bundle.shape, method.bundle.affine)
@@ -77,14 +77,12 @@ def test_a_field_that_is_left_is_taken_off_before_and_after(method):
     plain, result = (method.harmonize(one[None], mask, "T1w", "unified", 0) for one in (volume, shaded))
     seen = np.abs(shaded / shaded[mask].mean() - volume / volume[mask].mean())[mask].mean() / volume[mask].std()
     left = np.abs(result.volume - plain.volume)[0][mask].mean() / plain.volume[0][mask].std()
-    assert left < 0.15 * seen
-    before, after = result.details["EvenedField"]
-    assert before > plain.details["EvenedField"][0] + 0.03 and after < 0.5 * before
+    assert left < 0.2 * seen
+    assert result.details["EvenedField"] > plain.details["EvenedField"] + 0.03
 
 
-@pytest.mark.parametrize("curve", [False, True])
-def test_a_habit_of_the_network_is_taken_back(curve):
-    """Of a network that always squeezes the contrast and smooths: what it smooths, and if asked the squeeze."""
+def test_a_habit_of_the_network_is_taken_back_and_one_curve_is_not():
+    """Of a network that always squeezes the contrast and smooths."""
     rng = np.random.default_rng(0)
     mask = np.ones((32, 32, 32), bool)
     mask[:4] = False
@@ -94,14 +92,14 @@ def test_a_habit_of_the_network_is_taken_back(curve):
         return np.where(mask, 0.5 + 0.8 * (gaussian_filter(volume, 0.6) - 0.5), 0).astype(np.float32)
 
     first = network(image)
-    out = without_habit(first, network(first), mask, curve)
+    out = without_habit(first, network(first), mask)
     inner = binary_erosion(mask, iterations=4)
-    ideal = 0.5 + (0.8 * 1.2 if curve else 0.8) * (image - 0.5)
-    assert np.abs(out - ideal)[inner].mean() < 0.8 * np.abs(first - 0.5 - 0.8 * (image - 0.5))[inner].mean()
+    ideal = 0.5 + 0.8 * (image - 0.5)
+    assert np.abs(out - ideal)[inner].mean() < 0.8 * np.abs(first - ideal)[inner].mean()
     assert not out[~mask].any() and out.dtype == np.float32
     # one and the same intensity all over: one curve is all there is
     flat = mask.astype(np.float32)
-    assert np.allclose(without_habit(flat, 0.9 * flat, mask, curve), (1.1 if curve else 1) * flat)
+    assert np.allclose(without_habit(flat, 0.9 * flat, mask), flat)
 
 
 def test_no_field_is_taken_off_what_has_no_tissue(ball):
