@@ -2,10 +2,11 @@
 
 What bias correction takes for a field depends on an image's contrast and on how much fluid lies around the brain, so
 that two scanners keep two different rests of it. With the template's tissues beside it the rest can be told from
-tissue: it is taken off before the network sees the image. What the network would still change in its own output,
-which has no scanner's look any more, is a habit of the network, and is taken back. At last one curve brings grey and
-white matter, in T1w also fluid, to the levels of the unified look: the network leaves them a few percent apart, and one
-level a tissue is what "unified" means. Differences between people in a tissue's overall brightness go with them.
+tissue: it is taken off before the network sees the image, and, all images having one contrast in the unified look, once
+more after. What the network would still change in its own output, which has no scanner's look any more, is a habit of
+the network, and is taken back. At last one curve brings grey and white matter, in T1w also fluid, to the levels of the
+unified look: network and field leave them a few percent apart, and one level a tissue is what "unified" means.
+Differences between people in a tissue's overall brightness go with them.
 
 torch is imported when the first image comes: the command line loads a harmonizer only to ask what it can do.
 """
@@ -85,7 +86,7 @@ class MmhLight:
         Returns
         -------
         `Result` whose volume is zero outside `mask` and in [0, 1.25]; its details hold ``EvenedField``, the standard
-        deviation of the logarithm of the field that was taken off (null where none could be told), and
+        deviations of the logarithms of the two fields that were taken off (null where none could be told), and
         ``TissueLevels``, those found before the last curve (fluid, grey, white matter; null where they could not be
         found and no curve was applied).
 
@@ -104,15 +105,16 @@ class MmhLight:
         if float(np.ptp(values)) <= 1e-6 * float(np.abs(values).max()):
             raise ImageError("the brain has one and the same intensity all over, so there is no contrast to harmonize")
         try:
-            flat, field = evened(np.where(mask, volume[0], 0), mask, self.bundle.affine)
+            flat, before = evened(np.where(mask, volume[0], 0), mask, self.bundle.affine)
             first, mean, std = self._run(flat, mask, sequence)
             second, *_ = self._run(first, mask, sequence)
         except torch.OutOfMemoryError:
             raise ImageError(f"the GPU has too little memory for model {self.bundle.name}; use --device cpu") from None
         unified = without_habit(first, second, mask).clip(0, CEILING)
-        out, levels = levelled(unified, mask, self.bundle.affine, self._levels(sequence))
+        flat, after = evened(unified, mask, self.bundle.affine)
+        out, levels = levelled(flat.clip(0, CEILING), mask, self.bundle.affine, self._levels(sequence))
         details = {"Sampler": "two passes", "Steps": 2, "DType": "float32", "BrainMean": mean, "BrainStd": std}
-        details |= {"EvenedField": field, "TissueLevels": levels}
+        details |= {"EvenedField": [before, after], "TissueLevels": levels}
         return Result(out[np.newaxis], details=details)
 
     def _run(
