@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mmh_bids.errors import BundleError, ImageError
 from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result, check_shapes, check_unified
 from mmh_bids.harmonizers.standard import brain_values
+from mmh_bids.image.intensity import fit_monotone_map
 from mmh_bids.image.levels import TISSUES
 from mmh_bids.models.bundle import Bundle
 
@@ -40,8 +41,6 @@ _PLAUSIBLE = 0.5
 #: bright: more of a stretch would be noise. The network leaves grey and white matter of real T2w up to 1.6 times too
 #: near each other, of simulated ones hardly ever 1.2 times.
 _STRETCH, _STRETCH_BRIGHT = 1.3, 1.6
-#: Voxels of the brain, by rank, that a point of the curve between the two passes stands for: a share of them.
-_BINS = 60
 _AGAIN = "train it again with mmh-train global, or choose another with --model"
 
 
@@ -110,9 +109,8 @@ class MmhLight:
             second, *_ = self._run(first, mask, sequence)
         except torch.OutOfMemoryError:
             raise ImageError(f"the GPU has too little memory for model {self.bundle.name}; use --device cpu") from None
-        unified = without_habit(first, second, mask).clip(0, CEILING)
-        flat, after = evened(unified, mask, self.bundle.affine)
-        out, levels = levelled(flat.clip(0, CEILING), mask, self.bundle.affine, self._levels(sequence))
+        unified, after = evened(without_habit(first, second, mask).clip(0, CEILING), mask, self.bundle.affine)
+        out, levels = levelled(unified, mask, self.bundle.affine, self._levels(sequence))
         details = {"Sampler": "two passes", "Steps": 2, "DType": "float32", "BrainMean": mean, "BrainStd": std}
         details |= {"EvenedField": [before, after], "TissueLevels": levels}
         return Result(out[np.newaxis], details=details)
@@ -212,15 +210,9 @@ def without_habit(
     >>> bool(np.allclose(without_habit(first, squeezed, first > 0), first, atol=2e-3))
     True
     """
-    x = first[mask]
-    change = second[mask] - x
-    edges = np.unique(np.quantile(x, np.linspace(0, 1, _BINS + 1)))
-    place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(edges.size - 2, 0))
-    count = np.bincount(place)
-    some = count > 0
-    middle, mean = (np.bincount(place, weights=one)[some] / count[some] for one in (x, change))
+    before, after = first[mask], second[mask]
     out = np.zeros_like(first)
-    out[mask] = x - (change - np.interp(x, middle, mean))
+    out[mask] = before - (after - fit_monotone_map(before, after)(before))
     return out
 
 
