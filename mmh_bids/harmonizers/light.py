@@ -41,6 +41,9 @@ _PLAUSIBLE = 0.5
 #: bright: more of a stretch would be noise. The network leaves grey and white matter of real T2w up to 1.6 times too
 #: near each other, of simulated ones hardly ever 1.2 times.
 _STRETCH, _STRETCH_BRIGHT = 1.3, 1.6
+#: How far bright fluid may stay from its level, as a share of what lies between it and grey matter: among scans of the
+#: unified look itself the ventricles give it no more exactly than that.
+_ROOM = 0.1
 _AGAIN = "train it again with mmh-train global, or choose another with --model"
 
 
@@ -222,10 +225,10 @@ def levelled(
     """Bring grey and white matter, and fluid where it is dark, to given levels by one curve.
 
     White matter gets its level; grey matter, and from there fluid, come as near theirs as a stretch between 1/1.3 and
-    1.3 of what lies between allows (1/1.6 and 1.6 where fluid is bright). The curve is straight between tissues and
-    down to zero; above the brightest tissue it is a shift, above white matter only from as far again as grey matter is
-    below. Bright fluid goes along with grey matter: where there is little of it, or slices are thick, hardly a voxel of
-    a T2w shows fluid alone.
+    1.3 of what lies between allows (1/1.6 and 1.6 where fluid is bright). Bright fluid goes along with grey matter as
+    long as it stays within a tenth of its distance from grey matter of its level. The curve is straight between tissues
+    and down to zero; above the brightest tissue it is a shift, above white matter only from as far again as grey matter
+    is below.
 
     Parameters
     ----------
@@ -267,12 +270,16 @@ def _level_curve(found: NDArray[np.float64], asked: NDArray[np.float64]) -> tupl
         return None
     dark = asked[0] < asked[2]
     most = _STRETCH if dark else _STRETCH_BRIGHT
-    steps = has * np.clip(wants / has, 1 / most, most)
-    given = asked[2] - np.array([steps.sum(), steps[1], 0.0])
+    grey = asked[2] - has[1] * np.clip(wants[1] / has[1], 1 / most, most)
+    step = wants[0]
+    if not dark:
+        room = _ROOM * abs(wants[0])
+        step = grey - np.clip(grey - has[0], asked[0] - room, asked[0] + room)
+    given = np.array([grey - has[0] * np.clip(step / has[0], 1 / most, most), grey, asked[2]])
     if dark:
         x, y = (np.array([0.0, *knots, 2 * knots[2] - knots[1]]) for knots in (found, given))
     else:
-        x, y = (np.array([0.0, knots[2], knots[1]]) for knots in (found, given))
+        x, y = (np.array([0.0, *knots[::-1]]) for knots in (found, given))
     return (x, y) if min(np.diff(x).min(), np.diff(y).min()) > 0 else None
 
 

@@ -25,9 +25,9 @@ _STEP = 0.5
 _RAREST = 0.005
 #: Keeps shares finite where no class is likely at all.
 _NOTHING = 1e-12
-#: Percentile of the voxels where the template is sure of fluid that is taken for the level of dark fluid: in the rest
-#: another brain's ventricles have other tissue.
-_PURE = 25
+#: Percentile of the voxels where the template is sure of fluid that is taken for the level of dark fluid, and of bright
+#: fluid: in the rest another brain's ventricles have other tissue.
+_PURE_DARK, _PURE_BRIGHT = 25, 75
 #: Fewest such voxels; with fewer, the mixture's mean stays.
 _ENOUGH_FLUID = 100
 
@@ -40,8 +40,8 @@ def tissue_levels(
     A Gaussian mixture with the template's tissue maps as priors (Ashburner and Friston, NeuroImage 2005;26:839, without
     deformation and field). No order of brightness is assumed. Voxels that two tissues share have classes of their own,
     spread evenly between the two (Shattuck et al., NeuroImage 2001;13:856): without them fluid of the narrow sulci of a
-    shrunken brain passes for grey matter. Fluid that is darker than grey matter gets the lower quartile of the voxels
-    where the template is sure of it.
+    shrunken brain passes for grey matter. Fluid gets the quartile of the voxels where the template is sure of it that is
+    farther from grey matter: hardly a voxel of the folds holds fluid alone.
 
     Parameters
     ----------
@@ -61,10 +61,9 @@ def tissue_levels(
     """
     values, priors = brain_sample(volume, mask, affine)
     means = _fit(np.clip(values, *np.percentile(values, (0.5, 99.5))), priors)
-    if means[0] < means[1]:
-        fluid = volume[mask & sure_tissues(volume.shape, affine)[0]]
-        if fluid.size >= _ENOUGH_FLUID:
-            means[0] = np.percentile(fluid, _PURE)
+    fluid = volume[mask & sure_tissues(volume.shape, affine)[0]]
+    if fluid.size >= _ENOUGH_FLUID:
+        means[0] = np.percentile(fluid, _PURE_DARK if means[0] < means[1] else _PURE_BRIGHT)
     return means
 
 

@@ -53,9 +53,9 @@ def write_light(
     levels = {sequence: _levels(heads, sequence) for sequence in SEQUENCES}
     text = (
         "A small network to the unified look: a curve of intensity of bounded slope, curves that vary over the brain, "
-        "gains of second differences, a small change at full resolution; before it the field by which tissues differ "
-        "over the brain is taken off, after it what it would still change in its own output; at last one curve to the "
-        "tissues' levels."
+        "gains of second differences, a small change at full resolution; before and after it the field by which "
+        "tissues differ over the brain is taken off, after it what it would still change in its own output; at last "
+        "one curve to the tissues' levels."
     )
     papers = [
         "Wu, Sun, Wang, Yap, Liu. Unified Multi-Site Multi-Sequence Brain MRI Harmonization Enriched by "

@@ -176,12 +176,17 @@ def test_the_shipped_levels_are_those_of_the_unified_truth(method, sequence):
     assert list(np.argsort(levels)) == ([0, 1, 2] if sequence == "T1w" else [2, 1, 0])
 
 
-def test_bright_fluid_goes_along_with_grey_matter():
+@pytest.mark.parametrize(
+    ("off", "after"),
+    # within a tenth of 0.32 it goes along with grey matter's shift; beyond, it is brought there; by 1.6 at most
+    [(0.02, 0.66), (-0.02, 0.62), (0.1, 0.682), (-0.1, 0.618), (0.3, 0.33 + 0.61 / 1.6), (-0.2, 0.33 + 0.11 * 1.6)],
+)
+def test_bright_fluid_goes_along_with_grey_matter_or_comes_near_its_level(off, after):
     look = np.array([0.65, 0.33, 0.22])
-    found = look + np.array([-0.1, 0.01, -0.01])
+    found = look + np.array([off, 0.01, -0.01])
     x, y = _level_curve(found, look)
-    after = np.interp(found, x, y) + np.maximum(found - x[-1], 0)
-    assert after == pytest.approx([found[0] - 0.01, *look[1:]], abs=1e-9)
+    assert np.interp(found, x, y) == pytest.approx([after, *look[1:]], abs=1e-9)
+    assert y[-1] == pytest.approx(after, abs=1e-9)  # above fluid a shift
 
 
 def test_what_it_cannot_do_is_said(method, ball):

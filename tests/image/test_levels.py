@@ -45,16 +45,17 @@ def test_a_gain_and_an_offset_pass_through(tissues):
     assert other == pytest.approx(300 * first + 50, rel=1e-3)
 
 
-def test_dark_fluid_is_read_off_where_the_template_is_sure_of_it(tissues):
+@pytest.mark.parametrize("look", LOOKS)
+def test_fluid_is_read_off_where_the_template_is_sure_of_it(tissues, look):
     """Another brain's ventricles are smaller, and many of its other fluid voxels are shared."""
     classes, inside = tissues
     fluid = sure_tissues(SHAPE, AFFINE)[0] & inside
     slices, checks = np.indices(SHAPE)[2] % 3 < 2, np.indices(SHAPE).sum(0) % 2 == 0
     classes = np.where(fluid, np.where(slices, 0, 1), np.where((classes == 0) & checks, 1, classes))
-    volume = np.array(LOOKS["T1w"])[classes]
-    volume[(classes == 0) & ~fluid] = np.mean(LOOKS["T1w"][:2])
+    volume = np.array(LOOKS[look])[classes]
+    volume[(classes == 0) & ~fluid] = np.mean(LOOKS[look][:2])
     found = tissue_levels((volume * inside).astype(np.float32), inside, AFFINE)
-    assert found[0] == pytest.approx(LOOKS["T1w"][0], abs=0.02)
+    assert found[0] == pytest.approx(LOOKS[look][0], abs=0.02)
 
 
 def test_what_holds_no_tissue_is_refused(tissues):
