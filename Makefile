@@ -26,7 +26,7 @@ METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 
 .PHONY: help demo test test-slow test-real lint types validate sample picture \
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
-	benchmark-travelling benchmark-diffusion \
+	benchmark-travelling benchmark-parts benchmark-diffusion \
 	train-light train-diffusion env env-test torch clean
 
 help:  ## list the targets
@@ -92,6 +92,9 @@ benchmark-real: env-test  ## the promises of the README on the real heads in $$M
 
 benchmark-travelling: env-test  ## methods on the same simulated people on four scanners; hours on two cores, resumes
 	$(BIN)/python benchmarks/travelling.py
+
+benchmark-parts: env-test  ## what each part of mmh-light does, on simulated people kept for tuning
+	$(BIN)/python benchmarks/light_parts.py
 
 benchmark-diffusion: env-test  ## the bundle of train-diffusion beside the light one, on one simulated person
 	$(BIN)/python benchmarks/travelling.py --heads 13 --docs docs/benchmarks/stage-one \

@@ -108,20 +108,20 @@ class MmhLight:
             raise ImageError("the brain has one and the same intensity all over, so there is no contrast to harmonize")
         try:
             flat, before = evened(np.where(mask, volume[0], 0), mask, self.bundle.affine)
-            first, mean, std = self._run(flat, mask, sequence)
-            second, *_ = self._run(first, mask, sequence)
+            first, mean, std = self.run(flat, mask, sequence)
+            second, *_ = self.run(first, mask, sequence)
         except torch.OutOfMemoryError:
             raise ImageError(f"the GPU has too little memory for model {self.bundle.name}; use --device cpu") from None
         unified, after = evened(without_habit(first, second, mask).clip(0, CEILING), mask, self.bundle.affine)
-        out, levels = levelled(unified, mask, self.bundle.affine, self._levels(sequence))
+        out, levels = levelled(unified, mask, self.bundle.affine, self.levels(sequence))
         details = {"Sampler": "two passes", "Steps": 2, "DType": "float32", "BrainMean": mean, "BrainStd": std}
         details |= {"EvenedField": [before, after], "TissueLevels": levels}
         return Result(out[np.newaxis], details=details)
 
-    def _run(
+    def run(
         self, volume: NDArray[np.float32], mask: NDArray[np.bool_], sequence: str
     ) -> tuple[NDArray[np.float32], float, float]:
-        """The network's output for a volume (X, Y, Z) that is zero outside the mask; mean and spread of its brain."""
+        """One pass of the network over a volume (X, Y, Z), zero outside the mask; mean and spread of its brain."""
         import torch
 
         from mmh_bids.models.light import measure_style, place_in_grid
@@ -138,7 +138,7 @@ class MmhLight:
         out[box] = inside[0, 0].clamp(0, CEILING).cpu().numpy()
         return out, round(float(style.mean), 6), round(float(style.std), 6)
 
-    def _levels(self, sequence: str) -> list[float]:
+    def levels(self, sequence: str) -> list[float]:
         """Fluid, grey and white matter in the unified look."""
         return [float(level) for level in self.bundle.card["sequences"][sequence]["targets"]["unified"]["levels"]]
 

@@ -40,8 +40,8 @@ def tissue_levels(
     A Gaussian mixture with the template's tissue maps as priors (Ashburner and Friston, NeuroImage 2005;26:839, without
     deformation and field). No order of brightness is assumed. Voxels that two tissues share have classes of their own,
     spread evenly between the two (Shattuck et al., NeuroImage 2001;13:856): without them fluid of the narrow sulci of a
-    shrunken brain passes for grey matter. Fluid gets the quartile of the voxels where the template is sure of it that is
-    farther from grey matter: hardly a voxel of the folds holds fluid alone.
+    shrunken brain passes for grey matter. Fluid gets the quartile, away from grey matter, of the voxels where the
+    template is sure of it: hardly a voxel of the folds holds fluid alone.
 
     Parameters
     ----------

@@ -171,7 +171,7 @@ def test_tissues_reach_their_levels_as_far_as_a_stretch_allows(fluid, reached):
 def test_the_shipped_levels_are_those_of_the_unified_truth(method, sequence):
     """As the mixture finds them: whole tissues' medians are not what it reads off a cortex."""
     look = unified_tissues(sequence)
-    levels = method._levels(sequence)
+    levels = method.levels(sequence)
     assert levels == pytest.approx(look[[tissues.INDEX["fluid"], tissues.GREY, tissues.WHITE]].tolist(), abs=0.03)
     assert list(np.argsort(levels)) == ([0, 1, 2] if sequence == "T1w" else [2, 1, 0])
 
