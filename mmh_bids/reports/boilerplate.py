@@ -79,10 +79,10 @@ METHODS = {
         "is conditioned on image gradients and whole-brain statistics (MMH-light, after MMH [@mmh]): intensity curves "
         "whose coefficients vary smoothly over the brain (a bilateral grid [@bilateralgrid]) plus locally weighted "
         "second differences and a small change at full resolution, trained on travelling subjects simulated with MR "
-        "signal equations. Before it, the field by which grey and white matter still differed "
+        "signal equations. Before and after it, the field by which grey and white matter still differed "
         "over the brain was estimated together with tissue classes [@wells1996] and taken off; what a second pass "
-        "changed in the network's own output was taken back; and at last one curve brought grey "
-        "and white matter, in T1w also fluid, to the levels of the unified look. Field and levels were found by "
+        "changed in the network's own output was taken back; and at last one curve brought grey and white matter to "
+        "the levels of the unified look, and fluid to or near its own. Field and levels were found by "
         "Gaussian mixtures with the template's tissue maps as priors [@unifiedsegmentation] and classes for partial "
         "volume [@shattuck2001]."
     ),
