@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmh_bids import __version__
-from mmh_bids.bids.atomic import atomic_write
 from mmh_bids.bids.derivatives import plain
 from mmh_bids.bids.names import natural_key
 from mmh_bids.bids.run import Run
 from mmh_bids.bids.tsv import present, read_tsv
 from mmh_bids.errors import MmhError, UsageError
+from mmh_bids.files import atomic_write
 from mmh_bids.settings import Settings
 
 Status = Literal["done", "failed", "skipped"]

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from mmh_bids import __version__
-from mmh_bids.bids.atomic import atomic_write, extension
 from mmh_bids.bids.run import Run
 from mmh_bids.errors import UsageError
+from mmh_bids.files import atomic_write, extension
 
 TEMPLATE = "MNI152NLin2009aSym"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -17,7 +16,7 @@ from urllib.parse import quote
 
 from prov.model import PROV, PROV_LABEL, PROV_TYPE, PROV_VALUE, ProvAgent, ProvDocument
 
-from mmh_bids.bids.atomic import atomic_write
+from mmh_bids.files import atomic_write
 
 #: Distributions whose version decides the bytes of an output, as their projects spell them.
 DECISIVE_SOFTWARE = (
@@ -34,7 +33,6 @@ DECISIVE_SOFTWARE = (
 #: Set by our container image: its name and tag.
 CONTAINER_VARIABLE = "MMH_CONTAINER_IMAGE"
 
-_CHUNK = 1 << 20
 _HEX_ID = re.compile(r"/(?:docker|overlay)-containers/([0-9a-f]{64})/|/containers/([0-9a-f]{64})/")
 
 
@@ -68,21 +66,6 @@ class ActivityRecord:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     started: datetime | None = None
     ended: datetime | None = None
-
-
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces.
-
-    >>> import tempfile
-    >>> with tempfile.NamedTemporaryFile() as file:
-    ...     sha256_file(Path(file.name))[:8]
-    'e3b0c442'
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def software_versions() -> dict[str, str]:

@@ -13,11 +13,9 @@ from pathlib import Path
 from nipype.pipeline.plugins import LinearPlugin
 
 from mmh_bids import __version__
-from mmh_bids.bids.atomic import atomic_write
 from mmh_bids.bids.dataset import ImageStatus, record_images, write_dataset_files
 from mmh_bids.bids.derivatives import OutputPaths
 from mmh_bids.bids.discovery import discover
-from mmh_bids.bids.provenance import sha256_file
 from mmh_bids.bids.reuse import check_derivatives
 from mmh_bids.bids.run import Run
 from mmh_bids.bids.table import dry_run_table
@@ -25,6 +23,7 @@ from mmh_bids.bids.tsv import read_tsv
 from mmh_bids.cli import records
 from mmh_bids.cli.parser import available_gb
 from mmh_bids.errors import EXIT_NOTHING_TO_DO, EXIT_OK, EXIT_SOME_FAILED, ImageError, UsageError
+from mmh_bids.files import atomic_write, sha256_file
 from mmh_bids.interfaces.child import run_child
 from mmh_bids.settings import Settings
 from mmh_bids.workflows.base import Job, without_partners

@@ -17,12 +17,12 @@ from mmh_bids.bids.provenance import (
     ActivityRecord,
     FileRecord,
     container_id,
-    sha256_file,
     software_versions,
     write_provenance,
 )
 from mmh_bids.bids.run import Run
 from mmh_bids.errors import EXIT_OK, EXIT_SOME_FAILED
+from mmh_bids.files import sha256_file
 from mmh_bids.reports.boilerplate import MethodsFacts, methods_text, write_citations
 from mmh_bids.reports.figures import TITLES
 from mmh_bids.reports.participant import ImageRecord, write_participant_report

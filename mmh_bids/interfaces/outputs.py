@@ -120,8 +120,8 @@ class WriteDerivatives(SimpleInterface):
         return runtime
 
     def _write(self, run, paths) -> None:
-        from mmh_bids.bids.atomic import atomic_path
         from mmh_bids.bids.derivatives import mask_sidecar, split_space
+        from mmh_bids.files import atomic_path
 
         inputs = self.inputs
         writer = _Writer(run, Path(inputs.output_dir), dict(inputs.links))
@@ -199,8 +199,8 @@ class _Writer:
 
     @staticmethod
     def _write(image, path: Path, fields: dict) -> None:
-        from mmh_bids.bids.atomic import atomic_path
         from mmh_bids.bids.derivatives import write_sidecar
+        from mmh_bids.files import atomic_path
 
         with atomic_path(path) as temporary:
             image.to_filename(temporary)

@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 
 from mmh_bids import __version__
 from mmh_bids.errors import BundleError
+from mmh_bids.files import sha256_file
 
 FORMAT_VERSION = 1
 CARD = "bundle.json"
@@ -254,7 +255,7 @@ def _check_file(folder: Path, name: str, facts: Any) -> None:
         size = path.stat().st_size
         if "bytes" in facts and size != facts["bytes"]:
             raise BundleError(f"{path}: truncated or altered, {size} of {facts['bytes']} bytes; {_RESTORE}")
-        if file_sha256(path) != facts["sha256"].lower():
+        if sha256_file(path) != facts["sha256"].lower():
             raise BundleError(f"{path}: altered, its sha256 is not the one in {CARD}; {_RESTORE}")
         with safe_open(path, framework="numpy"):
             pass
@@ -262,15 +263,6 @@ def _check_file(folder: Path, name: str, facts: Any) -> None:
         raise BundleError(f"{path}: missing from the bundle; {_RESTORE}") from None
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{path}: cannot be read ({error}); {_RESTORE}") from None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes in lower-case hexadecimal, read a megabyte at a time."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def card_head(name: str, description: str, data: str, references: list[str]) -> dict[str, Any]:
@@ -339,7 +331,7 @@ def write_bundle(
             path = temporary / name
             # the package's save_file makes files that only their owner can read
             path.write_bytes(save({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}))
-            facts[name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+            facts[name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         full = {"format_version": FORMAT_VERSION, **card, "files": facts}
         full.setdefault("network_data_format", _data_format(full.get("grid", {}).get("shape")))
         (temporary / CARD).write_text(_to_json(full), encoding="utf-8")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
-from mmh_bids.bids.atomic import atomic_write
+from mmh_bids.files import atomic_write
 
 _ACCENTS = {"'": "\u0301", '"': "\u0308", "~": "\u0303", "`": "\u0300", "^": "\u0302"}
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmh_bids.bids.atomic import atomic_write
 from mmh_bids.errors import ImageError
+from mmh_bids.files import atomic_write
 from mmh_bids.reports.histogram import Intensities, histogram_svg
 from mmh_bids.reports.slices import (
     PLANES,

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mmh_bids.bids.atomic import atomic_write
+from mmh_bids.files import atomic_write
 from mmh_bids.reports.figures import CAPTIONS, TITLES
 from mmh_bids.reports.flags import Flag, flags, label, limit, ordered, show
 

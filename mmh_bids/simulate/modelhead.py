@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mmh_bids.bids.atomic import atomic_path
+from mmh_bids.files import atomic_path
 from mmh_bids.image.grid import MODEL_AFFINE, box_affine, load_template
 from mmh_bids.image.grid import bounding_box as box_around
 from mmh_bids.image.registration import Volume, register_affine

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from mmh_bids.bids.atomic import atomic_path
 from mmh_bids.errors import UsageError
+from mmh_bids.files import atomic_path
 
 _FORMAT = "mmh-train-1"
 

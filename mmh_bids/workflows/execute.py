@@ -15,9 +15,9 @@ from typing import Any
 
 from traits.api import TraitError
 
-from mmh_bids.bids.atomic import atomic_write, temporary_prefix
 from mmh_bids.bids.derivatives import OutputPaths, sidecar_path
 from mmh_bids.errors import ImageError, UsageError
+from mmh_bids.files import atomic_write, temporary_prefix
 from mmh_bids.settings import Settings
 from mmh_bids.workflows.base import Job, init_mmh_wf
 from mmh_bids.workflows.plugin import PatientMultiProc

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mmh_bids import __version__
 from mmh_bids.bids.derivatives import split_space
-from mmh_bids.bids.provenance import sha256_file
 from mmh_bids.bids.reuse import find_reusable
 from mmh_bids.bids.run import Run
 from mmh_bids.errors import ImageError, UsageError
+from mmh_bids.files import sha256_file
 from mmh_bids.harmonizers.base import find_method
 from mmh_bids.harmonizers.standard import bundle_standards
 from mmh_bids.image.grid import TEMPLATE_SPACE, template_path
@@ -163,7 +163,7 @@ def _brain_only(head: Path, mask: Path, name: str, work_dir: Path) -> Path:
     import nibabel as nib
     import numpy as np
 
-    from mmh_bids.bids.atomic import atomic_path
+    from mmh_bids.files import atomic_path
     from mmh_bids.image.volume import read_image
 
     path = work_dir / "templates" / head.name.replace("_T1w", "_desc-brain_T1w")

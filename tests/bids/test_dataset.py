@@ -9,7 +9,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mmh_bids.bids.atomic import atomic_path
 from mmh_bids.bids.dataset import (
     ImageStatus,
     check_output_dir,
@@ -30,6 +29,7 @@ from mmh_bids.bids.discovery import discover
 from mmh_bids.bids.run import Run
 from mmh_bids.bids.tsv import read_tsv
 from mmh_bids.errors import UsageError
+from mmh_bids.files import atomic_path
 
 IMAGES = [
     "sub-01_ses-A_T1w.nii.gz",

@@ -1,4 +1,3 @@
-import hashlib
 import json
 from datetime import datetime, timezone
 from urllib.parse import quote
@@ -18,7 +17,6 @@ from mmh_bids.bids.provenance import (
     ActivityRecord,
     FileRecord,
     container_id,
-    sha256_file,
     software_versions,
     write_provenance,
 )
@@ -119,12 +117,6 @@ def test_a_file_without_hash_or_with_two_is_refused(tmp_path):
     with pytest.raises(ValueError, match="two different hashes"):
         write(tmp_path / "p.json", inputs=[FileRecord(RAW, "a" * 64), FileRecord(RAW, "b" * 64)])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_sha256_of_a_file_larger_than_a_piece(tmp_path):
-    content = bytes(range(256)) * 5000
-    (tmp_path / "f").write_bytes(content)
-    assert sha256_file(tmp_path / "f") == hashlib.sha256(content).hexdigest()
 
 
 def test_versions_name_what_is_installed():

@@ -1,8 +1,9 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed."""
+"""Files that are either whole or not there, written under a temporary name and then renamed; hashes of files."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 #: Extensions of two parts, which a writer such as nibabel needs to see whole.
 _DOUBLE_EXTENSIONS = (".nii.gz", ".tar.gz")
+_CHUNK = 1 << 20
 
 
 @contextlib.contextmanager
@@ -73,6 +75,21 @@ def extension(path: str | os.PathLike[str]) -> str:
         if name.endswith(double):
             return double
     return Path(name).suffix
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces.
+
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     sha256_file(Path(file.name))[:8]
+    'e3b0c442'
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 import subprocess
 
@@ -6,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mmh_bids.bids.atomic import atomic_path, atomic_write
+from mmh_bids.files import atomic_path, atomic_write, sha256_file
 
 
 def test_nibabel_writes_through_it(tmp_path):
@@ -56,3 +57,9 @@ def test_disk_full_on_a_small_tmpfs(tmp_path):
         assert os.listdir(disk) == ["a.bin"]
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_sha256_of_a_file_larger_than_a_piece(tmp_path):
+    content = bytes(range(256)) * 5000
+    (tmp_path / "f").write_bytes(content)
+    assert sha256_file(tmp_path / "f") == hashlib.sha256(content).hexdigest()
