@@ -35,7 +35,8 @@ CEILING = 1.25
 #: Room around the brain, voxels, and what corner and sizes of the network's box divide by.
 _MARGIN, _DIVISOR = 8, 8
 #: How far grey and white matter may lie from their levels, as a share of their contrast: beyond it is no brain, or one
-#: that lies otherwise than the template, and a curve would do harm.
+#: that lies otherwise than the template, and a curve would do harm. Likewise bright fluid, as a share of what lies
+#: between it and grey matter: beyond it its level was read off something else.
 _PLAUSIBLE = 0.5
 #: How much the last curve may stretch or squeeze what lies between two tissues where fluid is dark, and where it is
 #: bright: more of a stretch would be noise. The network leaves grey and white matter of real T2w up to 1.6 times too
@@ -44,6 +45,9 @@ _STRETCH, _STRETCH_BRIGHT = 1.3, 1.6
 #: How far bright fluid may stay from its level, as a share of what lies between it and grey matter: among scans of the
 #: unified look itself the ventricles give it no more exactly than that.
 _ROOM = 0.1
+#: Slope of the curve above bright fluid, the least that the network's own curve may have: in the unified look nothing
+#: is brighter than fluid, so that this is noise for the most part.
+_SLOPE_ABOVE = 1 / 3
 _AGAIN = "train it again with mmh-train global, or choose another with --model"
 
 
@@ -226,9 +230,9 @@ def levelled(
 
     White matter gets its level; grey matter, and from there fluid, come as near theirs as a stretch between 1/1.3 and
     1.3 of what lies between allows (1/1.6 and 1.6 where fluid is bright). Bright fluid goes along with grey matter as
-    long as it stays within a tenth of its distance from grey matter of its level. The curve is straight between tissues
-    and down to zero; above the brightest tissue it is a shift, above white matter only from as far again as grey matter
-    is below.
+    long as it stays within a tenth of its distance from grey matter of its level, or where it was found too far from
+    that to be fluid. The curve is straight between tissues and down to zero, of slope 1/3 above bright fluid; else
+    above the brightest tissue it is a shift, above white matter only from as far again as grey matter is below.
 
     Parameters
     ----------
@@ -264,23 +268,37 @@ def _level_curve(found: NDArray[np.float64], asked: NDArray[np.float64]) -> tupl
     >>> x, y = _level_curve(np.array([0.2, 0.55, 0.7]), np.array([0.15, 0.5, 0.74]))
     >>> x.round(3).tolist(), y.round(3).tolist()
     ([0.0, 0.2, 0.55, 0.7, 0.85], [0.0, 0.195, 0.545, 0.74, 0.935])
+    >>> x, y = _level_curve(np.array([0.75, 0.34, 0.22]), np.array([0.65, 0.33, 0.23]))
+    >>> x.round(3).tolist(), y.round(3).tolist()
+    ([0.0, 0.22, 0.34, 0.75, 1.75], [0.0, 0.23, 0.33, 0.682, 1.015])
     """
     has, wants = np.diff(found), np.diff(asked)
     if np.abs(found - asked)[1:].max() > _PLAUSIBLE * abs(wants[1]) or (has * wants).min() <= 0:
         return None
     dark = asked[0] < asked[2]
     most = _STRETCH if dark else _STRETCH_BRIGHT
-    grey = asked[2] - has[1] * np.clip(wants[1] / has[1], 1 / most, most)
-    step = wants[0]
-    if not dark:
-        room = _ROOM * abs(wants[0])
-        step = grey - np.clip(grey - has[0], asked[0] - room, asked[0] + room)
-    given = np.array([grey - has[0] * np.clip(step / has[0], 1 / most, most), grey, asked[2]])
+    grey = asked[2] - _step(has[1], wants[1], most)
     if dark:
-        x, y = (np.array([0.0, *knots, 2 * knots[2] - knots[1]]) for knots in (found, given))
+        x = [*found, 2 * found[2] - found[1]]
+        y = [grey - _step(has[0], wants[0], most), grey, asked[2], 2 * asked[2] - grey]
     else:
-        x, y = (np.array([0.0, *knots[::-1]]) for knots in (found, given))
-    return (x, y) if min(np.diff(x).min(), np.diff(y).min()) > 0 else None
+        x, y = [found[2], found[1]], [asked[2], grey]
+        if abs(found[0] - asked[0]) <= _PLAUSIBLE * abs(wants[0]):
+            room = _ROOM * abs(wants[0])
+            goal = np.clip(grey - has[0], asked[0] - room, asked[0] + room)
+            fluid = grey - _step(has[0], grey - goal, most)
+            x, y = [*x, found[0], found[0] + 1], [*y, fluid, fluid + _SLOPE_ABOVE]
+    knots = np.array([0.0, *x]), np.array([0.0, *y])
+    return knots if min(np.diff(side).min() for side in knots) > 0 else None
+
+
+def _step(has: float, wants: float, most: float) -> float:
+    """What lies between two tissues, stretched or squeezed towards what is wanted, `most`-fold at most.
+
+    >>> _step(0.2, 0.3, 2.0), _step(-0.2, -0.1, 1.6)
+    (0.3, -0.125)
+    """
+    return float(has * np.clip(wants / has, 1 / most, most))
 
 
 def network_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:

@@ -26,9 +26,8 @@ _RAREST = 0.005
 #: Keeps shares finite where no class is likely at all.
 _NOTHING = 1e-12
 #: Percentile of the voxels where the template is sure of fluid that is taken for the level of dark fluid, and of bright
-#: fluid: in the rest another brain's ventricles have other tissue. Of the unified truths of twelve heads the 90th
-#: percentile in T2w has a standard deviation of 0.003, the 75th of 0.006.
-_PURE_DARK, _PURE_BRIGHT = 25, 90
+#: fluid: in the rest another brain's ventricles have other tissue.
+_PURE_DARK, _PURE_BRIGHT = 25, 75
 #: Fewest such voxels; with fewer, the mixture's mean stays.
 _ENOUGH_FLUID = 100
 
@@ -41,8 +40,8 @@ def tissue_levels(
     A Gaussian mixture with the template's tissue maps as priors (Ashburner and Friston, NeuroImage 2005;26:839, without
     deformation and field). No order of brightness is assumed. Voxels that two tissues share have classes of their own,
     spread evenly between the two (Shattuck et al., NeuroImage 2001;13:856): without them fluid of the narrow sulci of a
-    shrunken brain passes for grey matter. Fluid's level is read off the voxels where the template is sure of it,
-    on their side away from grey matter: hardly a voxel of the folds holds fluid alone.
+    shrunken brain passes for grey matter. Fluid gets the quartile, away from grey matter, of the voxels where the
+    template is sure of it: hardly a voxel of the folds holds fluid alone.
 
     Parameters
     ----------

@@ -177,16 +177,33 @@ def test_the_shipped_levels_are_those_of_the_unified_truth(method, sequence):
 
 
 @pytest.mark.parametrize(
-    ("off", "after"),
-    # within a tenth of 0.32 it goes along with grey matter's shift; beyond, it is brought there; by 1.6 at most
-    [(0.02, 0.66), (-0.02, 0.62), (0.1, 0.682), (-0.1, 0.618), (0.3, 0.33 + 0.61 / 1.6), (-0.2, 0.33 + 0.11 * 1.6)],
+    ("off", "after", "above"),
+    [
+        # within a tenth of 0.32 it goes along with grey matter's shift; beyond, it is brought there
+        (0.02, 0.66, 1 / 3),
+        (-0.02, 0.62, 1 / 3),
+        (0.1, 0.682, 1 / 3),
+        (-0.1, 0.618, 1 / 3),
+        # this is no fluid
+        (0.2, 0.84, 1),
+        (-0.2, 0.44, 1),
+    ],
 )
-def test_bright_fluid_goes_along_with_grey_matter_or_comes_near_its_level(off, after):
+def test_bright_fluid_goes_along_with_grey_matter_or_comes_near_its_level(off, after, above):
     look = np.array([0.65, 0.33, 0.22])
     found = look + np.array([off, 0.01, -0.01])
     x, y = _level_curve(found, look)
-    assert np.interp(found, x, y) == pytest.approx([after, *look[1:]], abs=1e-9)
-    assert y[-1] == pytest.approx(after, abs=1e-9)  # above fluid a shift
+
+    def curve(values):
+        return np.interp(values, x, y) + np.maximum(values - x[-1], 0)
+
+    assert curve(found) == pytest.approx([after, *look[1:]], abs=1e-9)
+    assert curve(found[0] + 0.1) == pytest.approx(after + 0.1 * above, abs=1e-9)
+
+
+def test_bright_fluid_is_stretched_by_so_much_at_most():
+    x, y = _level_curve(np.array([0.57, 0.5, 0.22]), np.array([0.63, 0.5, 0.22]))
+    assert np.interp([0.22, 0.5, 0.57], x, y) == pytest.approx([0.22, 0.5, 0.5 + 1.6 * 0.07], abs=1e-9)
 
 
 def test_what_it_cannot_do_is_said(method, ball):
