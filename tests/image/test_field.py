@@ -43,6 +43,15 @@ def test_tissue_is_no_field(tissues, look):
     assert np.log(tissue_field(scan(tissues, look), inside, AFFINE))[inside].std() < 0.03
 
 
+@pytest.mark.parametrize("look", LOOKS)
+def test_fluid_of_uneven_brightness_is_no_field(tissues, look):
+    """Flow and noise make fluid brighter on one side than on the other."""
+    classes, inside = tissues
+    side = np.tanh((np.indices(SHAPE)[0] - SHAPE[0] / 2) / 10)
+    volume = scan(tissues, look, 0.4 * side * (classes == 0))
+    assert np.log(tissue_field(volume, inside, AFFINE))[inside & (classes > 0)].std() < 0.03
+
+
 def test_voxels_that_bright_fluid_and_grey_matter_share_are_no_field(tissues):
     """Thin sheets of fluid where the template has grey matter, on one side only."""
     classes, inside = tissues
