@@ -28,10 +28,14 @@ from scipy import ndimage
 
 from mmh_bids.evaluation.contrast import spread
 from mmh_bids.evaluation.segmentation import NO_CLASS, segment_brain
+from mmh_bids.image.grid import TEMPLATE_SPACE, resample
 from mmh_bids.image.priors import SURE, sure_tissues, template_tissues
+from mmh_bids.image.registration import read_matrix
 from mmh_bids.image.tissue import CLASSES
 
-PLAIN, SPACE = "none", "space-MNI152NLin2009aSym_res-1"
+PLAIN, SPACE = "none", f"space-{TEMPLATE_SPACE}_res-1"
+#: Share of an interpolated voxel that must come from inside the brain mask: all, but for rounding.
+_WHOLE = 0.999
 PATIENTS = ("sub-ljA", "sub-ljB", "sub-ljC")
 #: Spreads must fall to this share; lesions must keep this share of their contrast.
 HALF, KEPT = 0.5, 0.8
@@ -60,6 +64,9 @@ class Image:
 
     def load(self, out: Path, name: str) -> nib.Nifti1Image:
         return nib.load(out / self.folder / f"{self.stem}_{name}.nii.gz")
+
+    def mask(self, out: Path) -> nib.Nifti1Image:
+        return self.load(out, "desc-brain_mask" if self.sequence == "T1w" else "desc-brainT2w_mask")
 
 
 def find(raw: Path) -> list[Image]:
@@ -93,8 +100,7 @@ def tissue_means(image: Image, outs: dict[str, Path]) -> dict[str, dict[str, dic
     sure of a tissue, whatever an image shows there. By both: where place and intensity agree. The preprocessed image is
     on its own scale: the 99.9th percentile of the brain is 1.
     """
-    name = "desc-brain_mask" if image.sequence == "T1w" else "desc-brainT2w_mask"
-    mask = np.asanyarray(image.load(outs[PLAIN], name).dataobj) > 0
+    mask = np.asanyarray(image.mask(outs[PLAIN]).dataobj) > 0
     plain = image.load(outs[PLAIN], f"desc-harmonized_{image.sequence}")
     classes = segment_brain(plain.get_fdata(dtype=np.float32), mask, image.sequence, plain.header.get_zooms()[:3])
     there, agreed = placed_classes(image, outs[PLAIN])
@@ -111,10 +117,16 @@ def tissue_means(image: Image, outs: dict[str, Path]) -> dict[str, dict[str, dic
 
 
 def placed_classes(image: Image, plain: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Classes by place in the preprocessed brain on the template's grid, and those of them that intensity agrees to."""
+    """Classes by place in the preprocessed brain on the template's grid, and those of them that intensity agrees to.
+
+    At the brain's rim, where sulci hold fluid, interpolation mixes it with the zeros around the brain: not counted.
+    """
     moved = image.load(plain, f"{SPACE}_desc-harmonized_{image.sequence}")
-    values = moved.get_fdata(dtype=np.float32)
-    inside = values > 0
+    values, mask = moved.get_fdata(dtype=np.float32), image.mask(plain)
+    name = f"{image.stem}_from-{image.sequence}_to-{TEMPLATE_SPACE}_mode-image_xfm.txt"
+    brain = (np.asanyarray(mask.dataobj) > 0).astype(np.float32)
+    matrix = read_matrix(str(plain / image.folder / name))
+    inside = resample(brain, mask.affine, moved.shape, moved.affine, matrix) > _WHOLE
     there = np.where(inside, template_classes(moved.shape, moved.affine), NO_CLASS).astype(np.uint8)
     shown = np.full(there.shape, NO_CLASS, np.uint8)
     shown[inside] = segment_brain(values, inside, image.sequence, moved.header.get_zooms()[:3])
@@ -243,7 +255,8 @@ def page(
         "1). Classes by intensity are those of the preprocessed image (three, Gaussian mixture), the same for every "
         "method; where grey and white matter hardly differ, as in spin-echo T1w, they are no tissues. Classes by place "
         f"are the voxels where the template is surer than {SURE:g} of a tissue, whatever an image shows there: another "
-        "brain's ventricles may have other tissue. By both: voxels on which place and intensity agree.\n",
+        "brain's ventricles may have other tissue. By both: voxels on which place and intensity agree. In either case "
+        "only voxels that lie in the brain mask with all they were interpolated from.\n",
     ]
     for title, by_method in table.items():
         sites = len({i.site for i in images if i.sequence == title.split()[0]})

@@ -8,10 +8,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813  (the library's own short name)
 from scipy import ndimage
 
 from mmh_bids.image.grid import load_template
 from mmh_bids.image.priors import sure_tissues
+from mmh_bids.image.registration import itk_affine
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,37 @@ def test_contrast_is_that_to_the_white_matter_around(bench, patient):
     assert bench.lesion_contrasts(parts, white, 7 * t2w) == pytest.approx([1.0, 1.0], abs=0.03)
 
 
+def write_plain(bench, folder, values, mask, affine, moved, offset=0.0):
+    """An image as preprocessing leaves it, `moved` (mm) from the template in its own space.
+
+    Its mask's grid lies `offset` voxels further along each axis.
+    """
+    (folder / "sub-1").mkdir()
+    shift, further = np.eye(4), np.eye(4)
+    shift[:3, 3], further[:3, 3] = moved, offset
+    own = nib.Nifti1Image(mask.astype(np.uint8), shift @ affine @ further)
+    own.to_filename(folder / "sub-1" / "sub-1_desc-brain_mask.nii.gz")
+    name = f"sub-1_{bench.SPACE}_desc-harmonized_T1w.nii.gz"
+    nib.Nifti1Image(values, affine).to_filename(folder / "sub-1" / name)
+    path = folder / "sub-1" / f"sub-1_from-T1w_to-{bench.TEMPLATE_SPACE}_mode-image_xfm.txt"
+    sitk.WriteTransform(itk_affine(shift), str(path))
+    return bench.Image(Path("sub-1"), "sub-1", "T1w", "a")
+
+
+def test_the_rim_of_the_brain_is_not_counted(bench, tmp_path):
+    """There interpolation mixes fluid with the zeros around it; the mask lies in the image's own space."""
+    template = load_template()
+    affine = template.affine @ np.diag([2.0, 2, 2, 1])
+    brain = np.asanyarray(template.dataobj)[::2, ::2, ::2]
+    values = np.where(brain > 0, 0.5 + 0.5 * brain / brain.max(), 0)
+    image = write_plain(bench, tmp_path, values, brain > 0, affine, (9, -5, 3), offset=0.5)
+    there, agreed = bench.placed_classes(image, tmp_path)
+    # each voxel comes from the eight of the mask around it: its own and those one further down
+    whole = ndimage.minimum_filter(brain > 0, size=2, mode="constant")
+    assert np.array_equal(there != bench.NO_CLASS, np.any(sure_tissues(brain.shape, affine), axis=0) & whole)
+    assert not ((agreed != bench.NO_CLASS) & ~whole).any()
+
+
 def test_place_and_intensity_must_agree(bench, tmp_path):
     """White matter of the template that an image shows as dark as fluid is white matter by place only."""
     template = load_template()
@@ -75,10 +108,7 @@ def test_place_and_intensity_must_agree(bench, tmp_path):
     values = np.select([fluid, white, grey, brain > 0], [0.2, 0.8, 0.5, 0.35], 0.0).astype(np.float32)
     lost = white & (np.indices(brain.shape)[0] > 65)
     values[lost] = 0.2
-    image = bench.Image(Path("sub-1"), "sub-1", "T1w", "a")
-    (tmp_path / "sub-1").mkdir()
-    name = f"sub-1_{bench.SPACE}_desc-harmonized_T1w.nii.gz"
-    nib.Nifti1Image(values, affine).to_filename(tmp_path / "sub-1" / name)
+    image = write_plain(bench, tmp_path, values, values > 0, affine, (0, 0, 0))
     there, agreed = bench.placed_classes(image, tmp_path)
     sure = [np.flatnonzero(one) for one in (fluid & (brain > 0), grey & (brain > 0), white)]
     for key, where in zip(("CSF", "GM", "WM"), sure, strict=True):
