@@ -4,9 +4,9 @@ What bias correction takes for a field depends on an image's contrast and on how
 that two scanners keep two different rests of it. With the template's tissues beside it the rest can be told from
 tissue: it is taken off before the network sees the image, and, all images having one contrast in the unified look, once
 more after. What the network would still change in its own output, which has no scanner's look any more, is a habit of
-the network, and is taken back. At last one curve brings grey and white matter, in T1w also fluid, to the levels of the
-unified look: network and field leave them a few percent apart, and one level a tissue is what "unified" means.
-Differences between people in a tissue's overall brightness go with them.
+the network, and is taken back. At last one curve brings grey and white matter to the levels of the unified look, and
+fluid to or near its own: network and field leave them a few percent apart, and one level a tissue is what "unified"
+means. Differences between people in a tissue's overall brightness go with them.
 
 torch is imported when the first image comes: the command line loads a harmonizer only to ask what it can do.
 """
