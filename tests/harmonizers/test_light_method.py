@@ -34,6 +34,7 @@ def ball():
     return (np.where(mask, values + noise, 0)[None]).astype(np.float32), mask, radius
 
 
+@pytest.mark.slow  # on the whole model grid
 @pytest.mark.parametrize(("sequence", "seen"), [("T1w", [0.35, 0.65, 0.8]), ("T2w", [0.9, 0.5, 0.4])])
 def test_tissues_come_nearer_to_the_unified_look_than_by_z_scoring(method, sequence, seen):
     """The template's brain cut in fluid, grey and white matter, as some scanner may show it."""
@@ -66,6 +67,7 @@ def test_gain_makes_no_difference_and_the_sequence_does(method, ball):
     assert not np.allclose(first.volume, method.harmonize(volume, mask, "T2w", "unified", 0).volume, atol=0.05)
 
 
+@pytest.mark.slow  # on the whole model grid
 def test_a_field_that_is_left_is_taken_off_before_and_after(method):
     """What is seen of it in the result, and what the sidecar says of it."""
     template = load_template()
