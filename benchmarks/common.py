@@ -8,6 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+#: Share of an interpolated voxel that must come from inside a brain mask: all, but for rounding.
+WHOLE = 0.999
+
 
 def shared_folder() -> Path:
     """Folder of the development data: MMH_SHARED, or ``shared`` beside the repository."""

@@ -23,13 +23,10 @@ import travelling_data as data
 from numpy.typing import NDArray
 from travelling import say, study_of, write
 from travelling_data import PLAIN, Study
-from travelling_measure import Anatomy, Common, anatomy
+from travelling_measure import Anatomy, Comparison, anatomy, common_voxels
 
-from mmh_bids.evaluation.agreement import mean_over_pairs, voxel_mae
-from mmh_bids.evaluation.contrast import spread, white_grey_contrast
-from mmh_bids.evaluation.fidelity import change
-from mmh_bids.evaluation.regions import region_index, regional_difference
-from mmh_bids.evaluation.segmentation import class_dice, class_volumes, segment_brain, true_classes
+from mmh_bids.evaluation.agreement import mean_over_pairs
+from mmh_bids.evaluation.contrast import spread
 from mmh_bids.harmonizers.light import CEILING, MmhLight, evened, levelled, without_habit
 from mmh_bids.image.grid import TEMPLATE_SPACE, resample
 from mmh_bids.image.registration import read_matrix
@@ -42,7 +39,6 @@ PARTS = (
     "without habit taken back", "without field after",
 )  # fmt: skip
 COLUMNS = ("regional", "mae", "contrast_spread", "dice", "volume_spread", "unified")
-_WHOLE = 0.999
 
 
 @dataclass(frozen=True)
@@ -69,9 +65,10 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--heads", type=int, nargs="+", default=list(HEADS), help="numbers of label maps")
     out.add_argument("--scanners", nargs="+", default=list(SCANNERS), help="two at least")
     out.add_argument("--modalities", nargs="+", choices=("T1w", "T2w"), default=["T1w", "T2w"])
-    out.add_argument("--model", default=MmhLight.name, help="name or folder of a bundle")
+    out.add_argument("--model", dest="bundle", default=MmhLight.name, help="name or folder of a bundle")
     out.add_argument("--nprocs", type=int, default=1, help="processes of the app")
-    out.set_defaults(methods=[], device=None)
+    # what a study has beside: preprocessing alone
+    out.set_defaults(methods=[], model=[], device=None)
     return out
 
 
@@ -102,54 +99,34 @@ def read(study: Study, head: int, stem: str, sequence: str) -> ModelImage:
     return ModelImage(image.get_fdata(dtype=np.float32), image.affine, from_head)
 
 
-def common_voxels(images: dict[str, ModelImage], grid: Anatomy) -> Common:
-    """True brain that all images cover on the model grid."""
-    mask = grid.mask.copy()
-    for image in images.values():
-        mask &= image.in_head(image.mask, grid) > _WHOLE
-    return Common(
-        mask, region_index(grid.labels, mask, grid.zooms), grid.tissue[mask], float(mask.sum() / grid.mask.sum())
-    )
-
-
 def measure_head(study: Study, head: int, sequence: str, method: MmhLight) -> dict[str, list[float]]:
     """`COLUMNS` of each part."""
     grid = anatomy(head)
     images = {stem: read(study, head, stem, sequence) for stem in (*study.visits(), study.unified)}
-    common = common_voxels(images, grid)
+    common = common_voxels((image.in_head(image.mask, grid) for image in images.values()), grid)
     made: dict[str, dict[str, NDArray[np.float32]]] = {part: {} for part in PARTS}
     for stem, image in images.items():
         for part, volume in parts(method, image, sequence):
-            made[part][stem] = image.in_head(volume, grid)[common.mask]
+            made[part][stem] = image.in_head(volume, grid)
         say(f"head {head}, {stem}, {sequence}: done")
-    plain = made[PARTS[0]]
-    return {part: _figures(study, some, plain, sequence, grid, common) for part, some in made.items()}
+    compared = {
+        part: Comparison(some, study.visits(), sequence, grid, common, f"head {head}, {sequence}, {part}")
+        for part, some in made.items()
+    }
+    return {part: figures(one, compared[PARTS[0]], study.unified) for part, one in compared.items()}
 
 
-def _figures(
-    study: Study,
-    some: dict[str, NDArray[np.float32]],
-    plain: dict[str, NDArray[np.float32]],
-    sequence: str,
-    grid: Anatomy,
-    common: Common,
-) -> list[float]:
-    """`COLUMNS` of one part; values (N,) by stem, differences in units of its own mean white-grey contrast."""
-    visits = {stem: some[stem] for stem in study.visits()}
-    contrasts = [white_grey_contrast(one, common.tissue, sequence) for one in visits.values()]
-    unit = float(np.mean(contrasts))
-    found, volume = [], np.zeros(grid.mask.shape, np.float32)
-    for one in visits.values():
-        volume[common.mask] = one
-        found.append(segment_brain(volume, common.mask, sequence, grid.zooms))
-    foreign = np.mean([change(plain[stem], one) for stem, one in visits.items()])
+def figures(one: Comparison, plain: Comparison, unified: str) -> list[float]:
+    """`COLUMNS` of one part; preprocessing changes nothing, so that it has no ratio of changes."""
+    tissue, moved = one.tissue(), one.changes(plain, unified)
+    foreign = moved["change_foreign"]
     return [
-        mean_over_pairs(study.visits(), lambda a, b: regional_difference(some[a], some[b], common.regions)) / unit,
-        mean_over_pairs(study.visits(), lambda a, b: voxel_mae(some[a], some[b])) / unit,
-        spread(contrasts),
-        float(np.mean([class_dice(one, true_classes(common.tissue)) for one in found])),
-        float(np.mean([spread(one) for one in np.transpose([class_volumes(one, 1.0) for one in found])])),
-        float(change(plain[study.unified], some[study.unified]) / foreign) if foreign else float("nan"),
+        mean_over_pairs(one.visits, one.regional),
+        mean_over_pairs(one.visits, one.mae),
+        spread(one.contrasts),
+        tissue["dice"],
+        tissue["volume_spread"],
+        moved["change_unified"] / foreign if foreign else float("nan"),
     ]
 
 
@@ -174,17 +151,15 @@ def page(study: Study, model: str, results: dict[tuple[int, str], dict[str, list
 
 def main() -> int:
     asked = parser().parse_args()
-    model, asked.model = asked.model, []
     study = study_of(asked)
-    bundle = open_bundle(model)
-    method = MmhLight.load(bundle, "cpu")
+    method = MmhLight.load(open_bundle(asked.bundle), "cpu")
     results = {}
     for head in study.heads:
         data.simulate(study, head, say)
         say(f"head {head}: preprocessed in {data.run_app(study, head, PLAIN):.0f} s")
     for head, sequence in itertools.product(study.heads, study.sequences):
         results[head, sequence] = measure_head(study, head, sequence, method)
-    text = page(study, bundle.name, results)
+    text = page(study, method.bundle.name, results)
     print(text)
     write(asked.docs / "light-parts.md", text)
     return 0

@@ -21,7 +21,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from common import shared_folder
+from common import WHOLE, shared_folder
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -34,8 +34,6 @@ from mmh_bids.image.registration import read_matrix
 from mmh_bids.image.tissue import CLASSES
 
 PLAIN, SPACE = "none", f"space-{TEMPLATE_SPACE}_res-1"
-#: Share of an interpolated voxel that must come from inside the brain mask: all, but for rounding.
-_WHOLE = 0.999
 PATIENTS = ("sub-ljA", "sub-ljB", "sub-ljC")
 #: Spreads must fall to this share; lesions must keep this share of their contrast.
 HALF, KEPT = 0.5, 0.8
@@ -126,7 +124,7 @@ def placed_classes(image: Image, plain: Path) -> tuple[NDArray[np.uint8], NDArra
     name = f"{image.stem}_from-{image.sequence}_to-{TEMPLATE_SPACE}_mode-image_xfm.txt"
     brain = (np.asanyarray(mask.dataobj) > 0).astype(np.float32)
     matrix = read_matrix(str(plain / image.folder / name))
-    inside = resample(brain, mask.affine, moved.shape, moved.affine, matrix) > _WHOLE
+    inside = resample(brain, mask.affine, moved.shape, moved.affine, matrix) > WHOLE
     there = np.where(inside, template_classes(moved.shape, moved.affine), NO_CLASS).astype(np.uint8)
     shown = np.full(there.shape, NO_CLASS, np.uint8)
     shown[inside] = segment_brain(values, inside, image.sequence, moved.header.get_zooms()[:3])

@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import travelling_data as data
+from common import WHOLE
 from numpy.typing import NDArray
 from travelling_data import MADE_HERE, PLAIN, Study
 
@@ -29,9 +32,6 @@ from mmh_bids.image.grid import bounding_box, box_affine, resample
 from mmh_bids.image.qc import gradient_correlation
 from mmh_bids.simulate.files import write_json
 from mmh_bids.simulate.phantom import head_from_labels
-
-#: Share of an interpolated voxel that must come from inside a brain mask: all, but for rounding.
-_WHOLE = 0.999
 
 
 @dataclass(frozen=True)
@@ -77,56 +77,117 @@ def stems(study: Study) -> tuple[str, ...]:
     return (*study.visits(), study.rescan, study.unified)
 
 
-def common_voxels(study: Study, head: int, sequence: str, grid: Anatomy) -> Common:
-    """True brain that the extracted brains of all images cover."""
+def common_voxels(covered: Iterable[NDArray[np.floating]], grid: Anatomy) -> Common:
+    """True brain that extracted brains cover: shares (X, Y, Z) of each of `grid`'s voxels."""
     mask = grid.mask.copy()
-    for stem in stems(study):
-        found = data.brain_mask(study, head, stem, sequence).astype(np.float32)
-        affine = data.output(study, head, PLAIN, stem, sequence).affine
-        mask &= to_head(found, affine, data.pose(study, head, stem), grid) > _WHOLE
+    for share in covered:
+        mask &= share > WHOLE
     regions = region_index(grid.labels, mask, grid.zooms)
     return Common(mask, regions, grid.tissue[mask], float(mask.sum() / grid.mask.sum()))
 
 
-class Measurement:
-    """One method on one head and sequence."""
+def extracted_brains(study: Study, head: int, sequence: str, grid: Anatomy) -> Iterator[NDArray[np.float32]]:
+    """The brain mask of each image, interpolated into the label map's grid."""
+    for stem in stems(study):
+        found = data.brain_mask(study, head, stem, sequence).astype(np.float32)
+        affine = data.output(study, head, PLAIN, stem, sequence).affine
+        yield to_head(found, affine, data.pose(study, head, stem), grid)
 
-    def __init__(self, study: Study, head: int, sequence: str, method: str, grid: Anatomy, common: Common):
-        self.study, self.head, self.sequence, self.method = study, head, sequence, method
-        self.grid, self.common = grid, common
-        self.images = {stem: self._in_head(method, stem) for stem in stems(study)}
-        visits = [self.values(stem) for stem in study.visits()]
-        self.contrasts = [white_grey_contrast(one, common.tissue, sequence) for one in visits]
+
+class Comparison:
+    """Images of one head and sequence in its label map's grid, all made by one method.
+
+    Parameters
+    ----------
+    images
+        (X, Y, Z) by stem.
+    visits
+        Stems of those that are compared between scanners.
+    name
+        For messages: head, sequence, method.
+    """
+
+    def __init__(
+        self,
+        images: Mapping[str, NDArray[np.float32]],
+        visits: Sequence[str],
+        sequence: str,
+        grid: Anatomy,
+        common: Common,
+        name: str,
+    ) -> None:
+        self.images, self.visits, self.sequence, self.grid, self.common = images, tuple(visits), sequence, grid, common
+        self.contrasts = [white_grey_contrast(self.values(stem), common.tissue, sequence) for stem in self.visits]
         self.unit = float(np.mean(self.contrasts))
         if not self.unit > 0:
-            raise SystemExit(f"head {head}, {sequence}, {method}: white and grey matter are inverted or alike")
-        self.range = float(np.mean([np.percentile(one, 99.9) for one in visits]))
+            raise SystemExit(f"{name}: white and grey matter are inverted or alike")
 
     def values(self, stem: str) -> NDArray[np.float32]:
+        """(N,) in the voxels that are compared."""
         return self.images[stem][self.common.mask]
+
+    def regional(self, one: str, other: str) -> float:
+        """Regional difference of two images, in units of the contrast; `mae` and `wasserstein` likewise."""
+        return regional_difference(self.values(one), self.values(other), self.common.regions) / self.unit
+
+    def mae(self, one: str, other: str) -> float:
+        return voxel_mae(self.values(one), self.values(other)) / self.unit
+
+    def wasserstein(self, one: str, other: str) -> float:
+        return wasserstein1(self.values(one), self.values(other)) / self.unit
+
+    def ssim(self, one: str, other: str) -> float:
+        return ssim(self.images[one], self.images[other], self.common.mask, self._range)
+
+    @cached_property
+    def _range(self) -> float:
+        return float(np.mean([np.percentile(self.values(stem), 99.9) for stem in self.visits]))
+
+    def tissue(self) -> dict[str, float]:
+        """Dice with the truth, and how much class volumes vary between scanners."""
+        true, dice, volumes = true_classes(self.common.tissue), [], []
+        for stem in self.visits:
+            found = segment_brain(self.images[stem], self.common.mask, self.sequence, self.grid.zooms)
+            dice.append(class_dice(found, true))
+            volumes.append(class_volumes(found, float(np.prod(self.grid.zooms)) / 1000))
+        spreads = [spread(one) for one in np.transpose(volumes)]
+        return {"dice": float(np.mean(dice)), "volume_spread": float(np.mean(spreads))}
+
+    def changes(self, plain: Comparison, unified: str) -> dict[str, float]:
+        """What the method did to foreign images and to the one of stem `unified`, in units of its contrast."""
+        foreign = [change(plain.values(stem), self.values(stem)) for stem in self.visits]
+        same = change(plain.values(unified), self.values(unified))
+        return {"change_foreign": float(np.mean(foreign)) / self.unit, "change_unified": same / self.unit}
+
+
+class Measurement(Comparison):
+    """One method of the app on one head and sequence."""
+
+    def __init__(self, study: Study, head: int, sequence: str, method: str, grid: Anatomy, common: Common):
+        self.study, self.head, self.method = study, head, method
+        images = {}
+        for stem in stems(study):
+            image = data.output(study, head, method, stem, sequence)
+            values = image.get_fdata(dtype=np.float32)
+            images[stem] = to_head(values, image.affine, data.pose(study, head, stem), grid)
+        super().__init__(images, study.visits(), sequence, grid, common, f"head {head}, {sequence}, {method}")
 
     def all(self) -> dict[str, Any]:
         """All measures; differences in units of the method's own mean white-grey contrast."""
-        visits, rescan = self.study.visits(), (self.study.first(self.study.rescanned), self.study.rescan)
+        rescan = (self.study.first(self.study.rescanned), self.study.rescan)
         result: dict[str, Any] = {"contrast": self.unit, "coverage": self.common.coverage}
         for name in ("regional", "mae", "ssim", "wasserstein"):
-            compare = getattr(self, f"_{name}")
-            result[name] = mean_over_pairs(visits, compare)
+            compare = getattr(self, name)
+            result[name] = mean_over_pairs(self.visits, compare)
             result[f"{name}_rescan"] = compare(*rescan)
         result["contrast_spread"] = spread(self.contrasts)
-        result |= self._tissue() | self._fidelity()
+        result |= self.tissue() | self._fidelity()
         result["by_pair"] = {
-            f"{one} {other}": self._regional(self.study.first(one), self.study.first(other))
+            f"{one} {other}": self.regional(self.study.first(one), self.study.first(other))
             for one, other in itertools.combinations(self.study.scanners, 2)
         }
         result["by_scanner"] = {"contrast": dict(zip(self.study.scanners, self.contrasts, strict=True))}
         return result
-
-    def changes(self, plain: Measurement) -> dict[str, float]:
-        """What the method did to foreign images and to the unified one, in units of its contrast."""
-        foreign = [change(plain.values(stem), self.values(stem)) for stem in self.study.visits()]
-        unified = change(plain.values(self.study.unified), self.values(self.study.unified))
-        return {"change_foreign": float(np.mean(foreign)) / self.unit, "change_unified": unified / self.unit}
 
     def slices(self) -> dict[str, NDArray[np.float32]]:
         """The middle axial slice of each scanner, brain only."""
@@ -136,37 +197,10 @@ class Measurement:
             for name in self.study.scanners
         }
 
-    def _in_head(self, method: str, stem: str) -> NDArray[np.float32]:
-        image = data.output(self.study, self.head, method, stem, self.sequence)
-        values = image.get_fdata(dtype=np.float32)
-        return to_head(values, image.affine, data.pose(self.study, self.head, stem), self.grid)
-
-    def _regional(self, one: str, other: str) -> float:
-        return regional_difference(self.values(one), self.values(other), self.common.regions) / self.unit
-
-    def _mae(self, one: str, other: str) -> float:
-        return voxel_mae(self.values(one), self.values(other)) / self.unit
-
-    def _ssim(self, one: str, other: str) -> float:
-        return ssim(self.images[one], self.images[other], self.common.mask, self.range)
-
-    def _wasserstein(self, one: str, other: str) -> float:
-        return wasserstein1(self.values(one), self.values(other)) / self.unit
-
-    def _tissue(self) -> dict[str, Any]:
-        """Dice with the truth, and how much class volumes vary between scanners."""
-        true, dice, volumes = true_classes(self.common.tissue), [], []
-        for stem in self.study.visits():
-            found = segment_brain(self.images[stem], self.common.mask, self.sequence, self.grid.zooms)
-            dice.append(class_dice(found, true))
-            volumes.append(class_volumes(found, float(np.prod(self.grid.zooms)) / 1000))
-        spreads = [spread(one) for one in np.transpose(volumes)]
-        return {"dice": float(np.mean(dice)), "volume_spread": float(np.mean(spreads))}
-
     def _fidelity(self) -> dict[str, Any]:
         """Gradients against the input with and without noise, sums against the truth, on the image's own grid."""
         edges, ideal, kept, sums = [], [], [], []
-        for stem in self.study.visits():
+        for stem in self.visits:
             inside = data.brain_mask(self.study, self.head, stem, self.sequence)
             inside &= self._truth(stem, f"desc-brain{self.sequence}_mask") > 0
             box = bounding_box(inside, margin=1)
@@ -198,12 +232,12 @@ def measure_head(study: Study, head: int, sequence: str, say: data.Say) -> dict[
     found = {method: _stored(folder / f"{sequence}_{method}.json", keys[method]) for method in study.methods}
     if any(one is None for one in found.values()):
         grid = anatomy(head)
-        common = common_voxels(study, head, sequence, grid)
+        common = common_voxels(extracted_brains(study, head, sequence, grid), grid)
         plain = Measurement(study, head, sequence, PLAIN, grid, common)
         for method in [name for name, one in found.items() if one is None]:
             data.check_masks(study, head, sequence, method, stems(study))
             one = plain if method == PLAIN else Measurement(study, head, sequence, method, grid, common)
-            values = one.all() | (one.changes(plain) if method != PLAIN else {})
+            values = one.all() | (one.changes(plain, study.unified) if method != PLAIN else {})
             folder.mkdir(exist_ok=True)
             np.savez_compressed(folder / f"{sequence}_{method}.npz", **one.slices())
             write_json(folder / f"{sequence}_{method}.json", {"key": keys[method], "measures": values})

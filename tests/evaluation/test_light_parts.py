@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,15 +16,8 @@ from mmh_bids.models.bundle import open_bundle  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def bench():
-    folder = str(Path(__file__).parents[2] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        import light_parts
-
-        yield light_parts
-    finally:
-        sys.path.remove(folder)
+def bench(benchmark_module):
+    return benchmark_module("light_parts")
 
 
 def test_the_last_part_is_what_the_method_gives_out(bench):
@@ -51,7 +42,6 @@ def test_the_last_part_is_what_the_method_gives_out(bench):
 
 def test_the_page_has_a_table_for_each_head_and_sequence(bench, tmp_path):
     asked = bench.parser().parse_args(["--work", str(tmp_path), "--heads", "4"])
-    asked.model = []
     rows = dict.fromkeys(bench.PARTS, [0.1, 0.2, 0.03, 0.9, 0.05, float("nan")])
     page = bench.page(bench.study_of(asked), "mmh-light", {(4, "T1w"): rows, (4, "T2w"): rows})
     assert page.count("## Head 4") == 2 and page.count("| 0.1000 | 0.2000 | 0.0300 | 0.9000 | 0.0500 | – |") == 16

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -17,15 +16,8 @@ from mmh_bids.image.registration import itk_affine
 
 
 @pytest.fixture(scope="module")
-def bench():
-    folder = str(Path(__file__).parents[2] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        import real_multisite
-
-        yield real_multisite
-    finally:
-        sys.path.remove(folder)
+def bench(benchmark_module):
+    return benchmark_module("real_multisite")
 
 
 #: Where the template would say white matter: a ball of 20 voxels.

@@ -13,23 +13,10 @@ from mmh_bids.simulate.phantom import random_affine
 
 
 @pytest.fixture(scope="module")
-def bench():
+def bench(benchmark_module):
     """The benchmark's modules by name."""
-    folder = str(Path(__file__).parents[2] / "benchmarks")
-    sys.path.insert(0, folder)
-    try:
-        import travelling
-        import travelling_bars
-        import travelling_data
-        import travelling_measure
-        import travelling_report
-
-        yield {
-            "main": travelling, "bars": travelling_bars, "data": travelling_data, "measure": travelling_measure,
-            "report": travelling_report,
-        }  # fmt: skip
-    finally:
-        sys.path.remove(folder)
+    short = {"main": "travelling"} | {name: f"travelling_{name}" for name in ("bars", "data", "measure", "report")}
+    return {name: benchmark_module(module) for name, module in short.items()}
 
 
 GOOD = {
