@@ -96,15 +96,21 @@ class Harmonizer(Protocol):
         ...
 
 
-def check_unified(method: str, model: str, known: Sequence[str], target: str, sequence: str) -> None:
-    """Raise UsageError unless `target` is ``unified`` and `sequence` is `known` to the model."""
-    if target != "unified":
-        raise UsageError(
-            f"--target {target}: --method {method} brings images to unified only; drop --target, or take --method "
-            "histmatch or nyul"
-        )
+def check_known(method: str, bundle: Bundle, known: Sequence[str], target: str, sequence: str) -> None:
+    """Raise UsageError unless the bundle's card lists `target` for `sequence`, one of the `known` sequences.
+
+    Any reference image (``image:<path>``) is a target.
+    """
     if sequence not in known:
-        raise UsageError(f"model {model} knows {', '.join(known)} only; drop the {sequence} images")
+        raise UsageError(f"model {bundle.name} knows {', '.join(known)} only; drop the {sequence} images")
+    if target.startswith("image:") and len(target) > len("image:"):
+        return
+    targets = bundle.targets(sequence)
+    if target not in targets:
+        raise UsageError(
+            f"--target {target}: unknown to model {bundle.name} for {sequence}; --method {method} with it knows "
+            f"{', '.join(targets)} and image:<path>; mmh-train target makes a bundle that knows a site of yours"
+        )
 
 
 def check_shapes(volume: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.bool_]:

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmh_bids.errors import BundleError, ImageError
-from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result, check_shapes, check_unified
+from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result, check_known, check_shapes
+from mmh_bids.harmonizers.moments import brain_moments, match_moments
 from mmh_bids.harmonizers.standard import brain_values
 from mmh_bids.image.intensity import fit_monotone_map
 from mmh_bids.image.levels import TISSUES
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from mmh_bids.models.light import LightNetwork
 
 WEIGHTS_FILE = "light.safetensors"
+#: Looks of sites, under keys such as ``T1w/site:A/rises``; only in bundles that know a site.
+LOOKS_FILE = "looks.safetensors"
 #: The brightest value given out; the unified look itself ends at 1.
 CEILING = 1.25
 #: Room around the brain, voxels, and what corner and sizes of the network's box divide by.
@@ -75,8 +78,8 @@ class MmhLight:
         return cls(bundle, device)
 
     def check_target(self, target: str, sequence: str) -> None:
-        """Raise UsageError unless `target` is ``unified`` and the bundle knows `sequence`."""
-        check_unified(self.name, self.bundle.name, self.sequences, target, sequence)
+        """Raise UsageError unless the bundle knows `target` for `sequence`; any reference image will do."""
+        check_known(self.name, self.bundle, self.sequences, target, sequence)
 
     def harmonize(
         self,
@@ -87,14 +90,15 @@ class MmhLight:
         seed: int,
         reference: Reference | None = None,
     ) -> Result:
-        """Bring the brain to its sequence's unified look; see `mmh_bids.harmonizers.base.Harmonizer`.
+        """Bring the brain to the target's look; see `mmh_bids.harmonizers.base.Harmonizer`.
 
         Returns
         -------
         `Result` whose volume is zero outside `mask` and in [0, 1.25]; its details hold ``EvenedField``, the standard
         deviations of the logarithms of the two fields that were taken off (null where none could be told), and
         ``TissueLevels``, those found before the last curve (fluid, grey, white matter; null where they could not be
-        found and no curve was applied).
+        found and no curve was applied), and ``Stage``: 2 for a site's look, else 1; for a reference image
+        ``StatisticsMatching``, the mean and standard deviation that the brain was given.
 
         Raises
         ------
@@ -118,9 +122,38 @@ class MmhLight:
             raise ImageError(f"the GPU has too little memory for model {self.bundle.name}; use --device cpu") from None
         unified, after = evened(without_habit(first, second, mask).clip(0, CEILING), mask, self.bundle.affine)
         out, levels = levelled(unified, mask, self.bundle.affine, self.levels(sequence))
-        details = {"Sampler": "two passes", "Steps": 2, "DType": "float32", "BrainMean": mean, "BrainStd": std}
-        details |= {"EvenedField": [before, after], "TissueLevels": levels}
+        details = {"Stage": 1, "Sampler": "two passes", "Steps": 2, "DType": "float32"}
+        details |= {"BrainMean": mean, "BrainStd": std, "EvenedField": [before, after], "TissueLevels": levels}
+        if reference is not None and target.startswith("image:"):
+            mean, std = brain_moments(reference.volume[0], reference.mask)
+            out = match_moments(out, mask, mean, std)
+            details |= {"StatisticsMatching": {"Mean": round(mean, 6), "StandardDeviation": round(std, 6)}}
+        elif target != "unified":
+            out = self._look(sequence, target, out, mask)
+            details |= {"Stage": 2}
         return Result(out[np.newaxis], details=details)
+
+    def _look(
+        self, sequence: str, target: str, unified: NDArray[np.float32], mask: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """Give a volume in the unified look that of a site (`mmh_bids.models.look`)."""
+        import torch
+
+        from mmh_bids.models.look import Look
+
+        try:
+            arrays = self.bundle.arrays(LOOKS_FILE)
+            rises, local = (arrays[f"{sequence}/{target}/{name}"].astype(np.float32) for name in ("rises", "local"))
+            look = Look(len(rises) + 1, local.shape[1], local.shape[2:])
+            look.load_state_dict({"rises": torch.from_numpy(rises), "local": torch.from_numpy(local)})
+        except (KeyError, IndexError, RuntimeError) as error:
+            first = str(error).splitlines()[0]
+            raise BundleError(
+                f"--model {self.bundle.name}: {LOOKS_FILE} has no look {target} for {sequence} ({first}); {_AGAIN}"
+            ) from None
+        with torch.no_grad():
+            out = look(torch.from_numpy(unified)[None, None])[0, 0].clamp(0, CEILING).numpy()
+        return np.where(mask, out, 0).astype(np.float32)
 
     def run(
         self, volume: NDArray[np.float32], mask: NDArray[np.bool_], sequence: str
@@ -226,7 +259,7 @@ def without_habit(
 def levelled(
     volume: NDArray[np.float32], mask: NDArray[np.bool_], affine: NDArray[np.float64], levels: Sequence[float]
 ) -> tuple[NDArray[np.float32], list[float] | None]:
-    """Bring grey and white matter, and fluid where it is dark, to given levels by one curve.
+    """Bring grey and white matter, and fluid to or near its level, to given levels by one curve.
 
     White matter gets its level; grey matter, and from there fluid, come as near theirs as a stretch between 1/1.3 and
     1.3 of what lies between allows (1/1.6 and 1.6 where fluid is bright). Bright fluid goes along with grey matter as

@@ -1,28 +1,62 @@
-"""Method ``mmh-diffusion``: stage 1 of MMH, from any site to the unified look (Wu et al., arXiv 2601.08193).
+"""Method ``mmh-diffusion``: MMH as published (Wu et al., arXiv 2601.08193).
+
+Stage 1 brings any image to the unified look. Stage 2, for a site that the bundle was fine-tuned to, gives it the mean
+and standard deviation of the site's brains, inverts it with stage 1's network, denoises it with the fine-tuned one, and
+matches mean and standard deviation again. For a reference image there is no such network: stage 1 and the matching.
 
 torch is imported when the first image comes: the command line loads a harmonizer only to ask what it can do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmh_bids.errors import BundleError, ImageError
-from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result, check_shapes, check_unified
+from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result, check_known, check_shapes
+from mmh_bids.harmonizers.moments import brain_moments, match_moments
 from mmh_bids.models.bundle import Bundle
 from mmh_bids.models.memory import inference_gb
 
 if TYPE_CHECKING:
     import torch
 
+    from mmh_bids.models.sampler import Predictor, Sampler
     from mmh_bids.models.unet import StyleUNet
 
 WEIGHTS_FILE = "unet.safetensors"
 _AGAIN = "train the bundle again, or choose another with --model"
+
+
+@dataclass(frozen=True)
+class TargetLook:
+    """What the card says of one target of one sequence.
+
+    Attributes
+    ----------
+    weights
+        File of the network that denoises towards it.
+    style
+        Mean and standard deviation that feed the network's AdaIN, in [-1, 1] of intensity.
+    moments
+        Mean and standard deviation of the target's brains, in [0, 1], for the matching of stage 2.
+    """
+
+    weights: str
+    style: tuple[float, float]
+    moments: tuple[float, float]
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any]) -> TargetLook:
+        """Read the facts of a target; KeyError, TypeError or ValueError if they are not there."""
+        style = float(facts["mean"]), float(facts["std"])
+        mean, std = facts.get("brain", ((style[0] + 1) / 2, style[1] / 2))
+        return cls(str(facts.get("weights", WEIGHTS_FILE)), style, (float(mean), float(std)))
 
 
 class Mmh:
@@ -33,13 +67,13 @@ class Mmh:
 
     name = "mmh-diffusion"
 
-    def __init__(self, bundle: Bundle, device: str, styles: dict[str, tuple[float, float]]) -> None:
+    def __init__(self, bundle: Bundle, device: str, looks: dict[tuple[str, str], TargetLook]) -> None:
         self.bundle = bundle
         self.device = device
-        self.styles = styles
-        self.sequences = tuple(sequence for sequence in SEQUENCES if sequence in styles)
+        self.looks = looks
+        self.sequences = tuple(sequence for sequence in SEQUENCES if (sequence, "unified") in looks)
         self.mem_gb = inference_gb(bundle.card["network"], bundle.shape)
-        self._network: StyleUNet | None = None
+        self._networks: dict[str, StyleUNet] = {}
 
     @classmethod
     def load(cls, bundle: Bundle, device: str) -> Mmh:
@@ -56,18 +90,23 @@ class Mmh:
                 raise BundleError(f"--model {bundle.name}: its card has no {name}; {_AGAIN}")
         if not isinstance(bundle.card["network"].get("channels"), list):
             raise BundleError(f"--model {bundle.name}: its card has no channels of the network; {_AGAIN}")
-        styles = {}
+        looks = {}
         try:
             for sequence in bundle.sequences:
-                facts = bundle.card["sequences"][sequence]["targets"]["unified"]
-                styles[sequence] = float(facts["mean"]), float(facts["std"])
-        except (KeyError, TypeError, ValueError):
-            raise BundleError(f"--model {bundle.name}: its card has no mean and std of {sequence}; {_AGAIN}") from None
-        return cls(bundle, device, styles)
+                for target, facts in bundle.card["sequences"][sequence]["targets"].items():
+                    looks[sequence, target] = TargetLook.read(facts)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise BundleError(
+                f"--model {bundle.name}: its card has no mean and std of {sequence}, {target}; {_AGAIN}"
+            ) from None
+        missing = sorted({look.weights for look in looks.values()} - set(bundle.card["files"]))
+        if missing:
+            raise BundleError(f"--model {bundle.name}: has no {', '.join(missing)}; {_AGAIN}")
+        return cls(bundle, device, looks)
 
     def check_target(self, target: str, sequence: str) -> None:
-        """Raise UsageError unless `target` is ``unified`` and the bundle knows `sequence`."""
-        check_unified(self.name, self.bundle.name, self.sequences, target, sequence)
+        """Raise UsageError unless the bundle knows `target` for `sequence`; any reference image will do."""
+        check_known(self.name, self.bundle, self.sequences, target, sequence)
 
     def harmonize(
         self,
@@ -78,12 +117,12 @@ class Mmh:
         seed: int,
         reference: Reference | None = None,
     ) -> Result:
-        """Bring the brain to its sequence's unified look; see `mmh_bids.harmonizers.base.Harmonizer`.
+        """Bring the brain to the target's look; see `mmh_bids.harmonizers.base.Harmonizer`.
 
         Returns
         -------
-        `Result` whose volume is in [0, 1] and zero outside `mask`; details name the sampler, its steps and the
-        numbers' precision.
+        `Result` whose volume is in [0, 1] and zero outside `mask`; details name the stage, the sampler, its steps and
+        the numbers' precision.
 
         Raises
         ------
@@ -98,46 +137,70 @@ class Mmh:
             raise ImageError("the preprocessed image has no brain, or NaN or infinite values; check image and mask")
         import torch
 
+        unified = self.looks[sequence, "unified"]
         try:
-            out, details = self._run(np.where(mask, volume, 0), sequence)
+            out = self._pass(np.where(mask, volume[0], 0).astype(np.float32), sequence, unified, unified)
+            details = self._details(unified)
+            if reference is not None and target.startswith("image:"):
+                mean, std = brain_moments(reference.volume[0], reference.mask)
+                out = match_moments(out, mask, mean, std)
+                details |= {"StatisticsMatching": {"Mean": _short(mean), "StandardDeviation": _short(std)}}
+            elif target != "unified":
+                look = self.looks[sequence, target]
+                out = match_moments(out, mask, *look.moments)
+                out = match_moments(self._pass(out, sequence, unified, look), mask, *look.moments)
+                details = self._details(look) | {"Stage": 2}
         except torch.OutOfMemoryError:
             raise ImageError(f"the GPU has too little memory for model {self.bundle.name}; use --device cpu") from None
-        out[0][~mask] = 0
-        return Result(out, details=details)
+        return Result(np.where(mask, out, 0)[np.newaxis].astype(np.float32), details=details)
 
-    def _run(self, volume: NDArray[np.float32], sequence: str) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    def _sampler(self) -> Sampler:
+        from mmh_bids.models.sampler import make_sampler
+
+        try:
+            return make_sampler(self.bundle.card["sampler"])
+        except ValueError as error:
+            raise BundleError(f"--model {self.bundle.name}: {error}; {_AGAIN}") from None
+
+    def _pass(
+        self, volume: NDArray[np.float32], sequence: str, up: TargetLook, down: TargetLook
+    ) -> NDArray[np.float32]:
+        """Invert a volume (X, Y, Z) with the network of one look, and denoise it with that of another."""
         import torch
 
         from mmh_bids.models.gradient import gradient_condition
-        from mmh_bids.models.sampler import make_sampler
         from mmh_bids.models.unet import SEQUENCE_CLASS, from_signed, to_signed
 
-        try:
-            sampler = make_sampler(self.bundle.card["sampler"])
-        except ValueError as error:
-            raise BundleError(f"--model {self.bundle.name}: {error}; {_AGAIN}") from None
-        network, dtype = self._loaded(), self._dtype()
+        sampler, dtype = self._sampler(), self._dtype()
         half = torch.autocast("cuda", dtype) if dtype != torch.float32 else nullcontext()
         label = torch.tensor([SEQUENCE_CLASS[sequence]], device=self.device)
-        style = torch.tensor([self.styles[sequence]], device=self.device)
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            image = to_signed(torch.from_numpy(np.asarray(volume, np.float32))[None].to(self.device))
+            image = to_signed(torch.from_numpy(volume)[None, None].to(self.device))
             condition = gradient_condition(image)
 
-            def predict(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-                with half:
-                    return network(noisy, condition, timesteps, label, style).float()
+            def predictor(look: TargetLook) -> Predictor:
+                network = self._loaded(look.weights)
+                style = torch.tensor([look.style], device=self.device)
 
-            signed = sampler.denoise(predict, sampler.invert(predict, image))
-        details = {
+                def predict(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+                    with half:
+                        return network(noisy, condition, timesteps, label, style).float()
+
+                return predict
+
+            signed = sampler.denoise(predictor(down), sampler.invert(predictor(up), image))
+        return from_signed(signed)[0, 0].cpu().numpy()
+
+    def _details(self, look: TargetLook) -> dict[str, Any]:
+        sampler = self._sampler()
+        return {
             "Stage": 1,
             "Sampler": sampler.card,
             "Steps": {"Inversion": len(sampler.up), "Denoising": len(sampler.down)},
-            "DType": str(dtype).removeprefix("torch."),
-            "RunningMean": float(f"{self.styles[sequence][0]:.6g}"),
-            "RunningStandardDeviation": float(f"{self.styles[sequence][1]:.6g}"),
+            "DType": str(self._dtype()).removeprefix("torch."),
+            "RunningMean": _short(look.style[0]),
+            "RunningStandardDeviation": _short(look.style[1]),
         }
-        return from_signed(signed)[0].cpu().numpy(), details
 
     def _dtype(self) -> torch.dtype:
         """Half precision where the hardware has it; between the passes everything stays in float32."""
@@ -147,21 +210,25 @@ class Mmh:
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
-    def _loaded(self) -> StyleUNet:
-        """The network with its weights, on the device."""
+    def _loaded(self, weights: str) -> StyleUNet:
+        """The network with the weights of a file, on the device."""
         import torch
 
         from mmh_bids.models.unet import StyleUNet
 
-        if self._network is None:
-            arrays = self.bundle.arrays(WEIGHTS_FILE)
+        if weights not in self._networks:
+            arrays = self.bundle.arrays(weights)
             try:
                 network = StyleUNet(**self.bundle.card["network"])
                 network.load_state_dict({name: torch.from_numpy(values) for name, values in arrays.items()})
             except (TypeError, ValueError, RuntimeError) as error:
                 first = str(error).splitlines()[0]
                 raise BundleError(
-                    f"--model {self.bundle.name}: {WEIGHTS_FILE} does not fit the card's network ({first}); {_AGAIN}"
+                    f"--model {self.bundle.name}: {weights} does not fit the card's network ({first}); {_AGAIN}"
                 ) from None
-            self._network = network.eval().to(self.device)
-        return self._network
+            self._networks[weights] = network.eval().to(self.device)
+        return self._networks[weights]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -65,7 +65,7 @@ def test_the_bundle_harmonizes(trained, capsys):
     assert np.isfinite(inside).all() and inside.min() >= 0 and inside.max() <= 1.25
     assert not result.volume[0][~mask].any()
     assert np.array_equal(result.volume, method.harmonize(volume, mask, "T1w", "unified", 1).volume)
-    with pytest.raises(UsageError, match="unified only"):
+    with pytest.raises(UsageError, match="unknown to model"):
         method.check_target("site:A", "T1w")
 
 
