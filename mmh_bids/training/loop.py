@@ -1,7 +1,10 @@
 """The training loop that all recipes share, on Lightning Fabric: devices, precision, resuming, logs.
 
 A recipe says what a step's loss is; the loop does the rest. Every step seeds all random numbers from the training's
-seed and its own number, so a training that was interrupted at any moment and resumed ends at the same weights.
+seed and its own number, so a training that was interrupted at any moment and resumed ends at the same weights. What
+the batch's images are drawn from depends on their place in it, not on the process: see `share`.
+
+With several processes, gradients and losses are means over them, every one makes the same step, and the first writes.
 """
 
 from __future__ import annotations
@@ -9,20 +12,20 @@ from __future__ import annotations
 import copy
 import csv
 import math
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import nn
 
 from mmh_bids.errors import UsageError
 from mmh_bids.training.checkpoint import load_checkpoint, read_facts, save_checkpoint
+from mmh_bids.training.requeue import Interrupted, StopRequests
+from mmh_bids.training.share import Share
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -45,6 +48,8 @@ class Plan:
         Of weights and data.
     validate_every, checkpoint_seconds
         Steps between validations; seconds between checkpoints.
+    accumulate
+        Passes, each over its share of the batch, whose gradients are added up before the optimizer steps.
     """
 
     steps: int
@@ -56,6 +61,7 @@ class Plan:
     seed: int = 0
     validate_every: int = 100
     checkpoint_seconds: float = 120.0
+    accumulate: int = 1
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, a function of its number alone.
@@ -71,7 +77,10 @@ class Plan:
 
 
 class Recipe(Protocol):
-    """What is trained, and on what."""
+    """What is trained, and on what.
+
+    May have ``forward_methods``: names of the network's methods beside `forward` that `losses` calls.
+    """
 
     def build(self) -> nn.Module:
         """Return a new network; torch's generator is seeded before."""
@@ -81,8 +90,12 @@ class Recipe(Protocol):
         """Return the parameters as groups for AdamW: ``params``, and ``factor`` on the learning rate."""
         ...
 
-    def losses(self, network: nn.Module, rng: np.random.Generator, device: torch.device) -> dict[str, torch.Tensor]:
-        """Return the losses of one step; the one named ``loss`` is minimised."""
+    def losses(self, network: nn.Module, rng: Share, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return the losses of a share of one step's batch; the one named ``loss`` is minimised.
+
+        Those of a step are the means over its shares, so a share of the batch should give means over its items. Drawn
+        from directly, `rng` gives the same numbers for all shares.
+        """
         ...
 
     def validate(self, network: nn.Module, device: torch.device, folder: Path, step: int) -> Mapping[str, float]:
@@ -119,10 +132,6 @@ class _Log:
         self._board.flush()
 
 
-class Interrupted(Exception):  # noqa: N818 (a wish, not an error)
-    """The training was asked to stop; its state is in the checkpoint."""
-
-
 def fit(
     recipe: Recipe,
     plan: Plan,
@@ -138,35 +147,49 @@ def fit(
     recipe, plan
         What and how.
     folder
-        Gets ``checkpoint.safetensors``, ``log.csv``, ``tensorboard/``. A checkpoint in it is resumed from.
+        Gets ``checkpoint.safetensors``, ``log.csv``, ``tensorboard/``. A checkpoint in it is resumed from. All
+        processes must see the same folder.
     fabric
-        Device, precision and number of processes, launched.
+        Device, precision and number of processes, launched; see `distributed.make_fabric`.
     facts
         JSON-ready description of recipe and data; a checkpoint of other facts is refused.
     say
-        Gets one line now and then.
+        Gets one line now and then, on the first process only.
 
     Returns
     -------
-    The network with averaged weights, on the CPU, in evaluation mode.
+    The network with averaged weights, on the CPU, in evaluation mode; on every process.
 
     Raises
     ------
     UsageError
         The checkpoint is damaged or belongs to another training.
     Interrupted
-        After SIGINT or SIGTERM, with the state saved.
+        After SIGINT, SIGTERM or SIGUSR1 on any process: all stop after the same step, with the state saved.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    say = say if fabric.is_global_zero else _silent
     torch.manual_seed(plan.seed)
-    network = recipe.build()
-    average = copy.deepcopy(network).eval().requires_grad_(False).to(fabric.device)
+    # on its device before the optimizer is filled from a checkpoint: Adam's moments go where the weights are
+    network = recipe.build().to(fabric.device)
+    average = copy.deepcopy(network).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(recipe.groups(network), plan.learning_rate, weight_decay=plan.weight_decay)
-    all_facts = {"plan": asdict(plan), **facts}
-    step = _resume(folder / CHECKPOINT, network, average, optimizer, all_facts, say)
+    all_facts = {"plan": _lasting(plan), **facts}
+    step = _resume(folder / CHECKPOINT, network, average, optimizer, all_facts, fabric, say)
     wrapped, wrapped_optimizer = fabric.setup(network, optimizer)
+    for method in getattr(recipe, "forward_methods", ()):
+        wrapped.mark_forward_method(method)
     _Trainer(recipe, plan, folder, fabric, all_facts, say).run(step, network, wrapped, average, wrapped_optimizer)
     return average.cpu()
+
+
+def _silent(line: str) -> None:
+    del line
+
+
+def _lasting(plan: Plan) -> dict[str, Any]:
+    """What a resumed training must share; the passes are free, so that it can go on with more devices or fewer."""
+    return {name: value for name, value in asdict(plan).items() if name != "accumulate"}
 
 
 def _resume(
@@ -175,19 +198,29 @@ def _resume(
     average: nn.Module,
     optimizer: torch.optim.Optimizer,
     facts: Mapping[str, Any],
+    fabric: Fabric,
     say: Callable[[str], None],
 ) -> int:
     """Fill everything from the checkpoint if there is one; the number of the next step."""
-    if not path.exists():
+    stored: dict[str, Any] = read_facts(path) if path.exists() else {"step": 0}
+    step, scaler = int(stored.pop("step")), stored.pop("scaler", {})
+    if not _same_everywhere(fabric, step):
+        raise UsageError(f"{path}: not all processes see the same one; --work must lie where every node sees it")
+    if not stored:
         return 0
-    stored = read_facts(path)
-    step = int(stored.pop("step"))
     different = sorted(key for key in {*stored, *facts} if stored.get(key) != facts.get(key))
     if different:
         raise UsageError(f"{path}: of a training with other {', '.join(different)}; choose another folder")
     load_checkpoint(path, {"network": network, "average": average}, {"adam": optimizer})
+    fabric.strategy.precision.load_state_dict(scaler)
     say(f"resumed at step {step}")
     return step
+
+
+def _same_everywhere(fabric: Fabric, number: int) -> bool:
+    found = fabric.all_gather(torch.tensor([number], device=fabric.device))
+    assert isinstance(found, torch.Tensor)
+    return bool((found == number).all())
 
 
 @dataclass
@@ -203,9 +236,9 @@ class _Trainer:
         log = _Log(self.folder) if self.fabric.is_global_zero else None
         last_saved, began, first = time.monotonic(), time.monotonic(), step
         sums: dict[str, float] = {}
-        with _StopRequests() as stop:
+        with StopRequests() as stop:
             while step < self.plan.steps:
-                losses = self._step(step, wrapped, optimizer)
+                losses, asked, time_is_up = self._step(step, wrapped, optimizer, stop)
                 _average(average, network, min(self.plan.average, (1 + step) / (10 + step)))
                 step += 1
                 for name, value in losses.items():
@@ -218,30 +251,53 @@ class _Trainer:
                 if step % self.plan.validate_every == 0 or step == self.plan.steps:
                     self._validate(average, step, log)
                 due = time.monotonic() - last_saved > self.plan.checkpoint_seconds
-                if due or stop.asked or step == self.plan.steps:
+                if due or asked or step == self.plan.steps:
                     self._save(step, network, average, optimizer)
                     last_saved = time.monotonic()
-                if stop.asked and step < self.plan.steps:
+                if asked and step < self.plan.steps:
+                    self.fabric.barrier()
                     raise Interrupted(
-                        f"stopped at step {step} of {self.plan.steps}; the same command goes on from there"
+                        f"stopped at step {step} of {self.plan.steps}; the same command goes on from there", time_is_up
                     )
 
-    def _step(self, step: int, network: Any, optimizer: Any) -> dict[str, float]:
-        rank = self.fabric.global_rank
-        torch.manual_seed(self.plan.seed * 1_000_003 + step * 101 + rank)
-        rng = np.random.default_rng([self.plan.seed, step, rank])
+    def _step(self, step: int, network: Any, optimizer: Any, stop: StopRequests) -> tuple[dict[str, float], bool, bool]:
+        """One step of the optimizer; its losses, and whether any process was asked to stop, and by SIGUSR1."""
         for group in optimizer.param_groups:
             group["lr"] = self.plan.rate(step) * group["factor"]
         network.train()
-        losses = self.recipe.losses(network, rng, self.fabric.device)
-        values = {name: float(value.detach()) for name, value in losses.items()}
+        losses: dict[str, torch.Tensor] = {}
+        parts = self.plan.accumulate
+        for part in range(parts):
+            share = Share(
+                self.plan.seed, step, self.fabric.global_rank, self.fabric.world_size, part, parts, self._gather
+            )
+            torch.manual_seed(self.plan.seed * 1_000_003 + step * 101 + share.place)
+            with self.fabric.no_backward_sync(network, enabled=not share.is_last):
+                found = self.recipe.losses(network, share, self.fabric.device)
+                self.fabric.backward(found["loss"] / parts)
+            for name, value in found.items():
+                losses[name] = losses.get(name, 0.0) + value.detach() / parts
+        values, asked, time_is_up = self._agree(losses, stop)
         if not math.isfinite(values["loss"]):
             raise UsageError(f"the loss is {values['loss']} at step {step}; lower the learning rate")
-        self.fabric.backward(losses["loss"])
         self.fabric.clip_gradients(network, optimizer, max_norm=self.plan.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return values
+        return values, asked, time_is_up
+
+    def _gather(self, rows: torch.Tensor) -> torch.Tensor:
+        joined = self.fabric.all_gather(rows)
+        assert isinstance(joined, torch.Tensor)
+        return joined.reshape(-1, *rows.shape[1:])
+
+    def _agree(self, losses: Mapping[str, torch.Tensor], stop: StopRequests) -> tuple[dict[str, float], bool, bool]:
+        """Means of the losses over the processes, and whether any was asked to stop, and by SIGUSR1."""
+        flags = torch.tensor([stop.asked, stop.time_is_up], dtype=torch.float32, device=self.fabric.device)
+        mine = torch.cat([torch.stack([value.float() for value in losses.values()]), flags])
+        joined = self.fabric.all_reduce(mine, reduce_op="mean")
+        assert isinstance(joined, torch.Tensor)
+        *values, asked, time_is_up = joined.tolist()
+        return dict(zip(losses, values, strict=True)), asked > 0, time_is_up > 0
 
     def _validate(self, average: nn.Module, step: int, log: _Log | None) -> None:
         if log is None:
@@ -255,8 +311,8 @@ class _Trainer:
         if self.fabric.is_global_zero:
             modules = {"network": network, "average": average}
             plain = getattr(optimizer, "optimizer", optimizer)
-            save_checkpoint(self.folder / CHECKPOINT, modules, {"adam": plain}, {**self.facts, "step": step})
-        self.fabric.barrier()
+            facts = {**self.facts, "step": step, "scaler": self.fabric.strategy.precision.state_dict()}
+            save_checkpoint(self.folder / CHECKPOINT, modules, {"adam": plain}, facts)
 
 
 @torch.no_grad()
@@ -266,23 +322,3 @@ def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
         mean.lerp_(value.detach().to(mean.dtype), 1 - decay)
     for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
         kept.copy_(buffer)
-
-
-class _StopRequests:
-    """Turns SIGINT and SIGTERM into a wish to stop after the step."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopRequests:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, *_: object) -> None:
-        self.asked = True

@@ -1,0 +1,75 @@
+"""Lightning Fabric on one device or on many: data-parallel training, on Slurm or not."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.strategies import DDPStrategy
+
+from mmh_bids.errors import UsageError
+from mmh_bids.interfaces.child import resolve_device
+
+#: The others wait while the first process validates, draws and writes.
+_PATIENCE = timedelta(hours=6)
+
+
+def make_fabric(device: str, devices: int = 1, nodes: int = 1, precision: str = "32-true") -> Fabric:
+    """Make a Fabric, not launched yet.
+
+    Parameters
+    ----------
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    devices, nodes
+        Processes (GPUs) a machine, and machines. Under Slurm ``srun`` starts the processes, otherwise Fabric does.
+    precision
+        Lightning's name of it.
+
+    Raises
+    ------
+    UsageError
+        There are not so many devices, or Slurm was told another number.
+    """
+    kind, _, number = resolve_device(device).partition(":")
+    if number and devices * nodes > 1:
+        raise UsageError(f"--device {device}: names one GPU; give --device cuda with --devices and --nodes")
+    if kind == "cuda" and devices > torch.cuda.device_count():
+        raise UsageError(f"--devices {devices}: this machine shows {torch.cuda.device_count()} GPUs; give as many")
+    _check_slurm(devices, nodes)
+    options: dict[str, Any] = {"accelerator": kind, "precision": precision}
+    if devices * nodes == 1:
+        return Fabric(devices=[int(number)] if number else 1, plugins=_plugins(), **options)
+    # buffers are kept equal by the recipes: broadcasting them in every pass would undo an update half way
+    strategy = DDPStrategy(timeout=_PATIENCE, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Fabric(devices=devices, num_nodes=nodes, strategy=strategy, plugins=_plugins(), **options)
+
+
+def _under_srun() -> bool:
+    """Whether Slurm started this process as a task of its own; a batch script is none."""
+    return "SLURM_STEP_ID" in os.environ and "SLURM_NTASKS" in os.environ
+
+
+def _plugins() -> list[Any]:
+    """In a batch script without ``srun`` Lightning would wait for tasks that nobody starts."""
+    torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    return [LightningEnvironment()] if "SLURM_NTASKS" in os.environ and not (_under_srun() or torchrun) else []
+
+
+def _check_slurm(devices: int, nodes: int) -> None:
+    """Raise UsageError where ``srun`` started another number of processes than was asked for."""
+    if not _under_srun() or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return
+    tasks, hosts = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES", "1"))
+    if (tasks, hosts) != (devices * nodes, nodes):
+        raise UsageError(
+            f"--devices {devices} --nodes {nodes}: Slurm started {tasks} tasks on {hosts} nodes; start with "
+            f"srun --ntasks-per-node={devices} --nodes={nodes}, or give --devices {max(tasks // hosts, 1)} "
+            f"--nodes {hosts}"
+        )
+    # Lightning refuses --ntasks without it, though it says the same
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))
