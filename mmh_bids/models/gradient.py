@@ -43,7 +43,12 @@ def gradient_map(volume: torch.Tensor) -> torch.Tensor:
     return functional.pad(steps, (1, 0, 1, 0, 1, 0))
 
 
-def gradient_condition(volume: torch.Tensor) -> torch.Tensor:
+def gradient_scale(volume: torch.Tensor) -> torch.Tensor:
+    """Return the 99th percentile of the absolute gradient map of every volume of (B, 1, X, Y, Z), (B,)."""
+    return _percentile(gradient_map(volume.float()).abs().flatten(1), _QUANTILE)
+
+
+def gradient_condition(volume: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
     """Second input channel of the network: the gradient map, free of the image's contrast scale.
 
     g / (99th percentile of |g| over the whole volume), cut to [-5, 5], then 0.5 tanh of it. An image times a positive
@@ -53,6 +58,8 @@ def gradient_condition(volume: torch.Tensor) -> torch.Tensor:
     ----------
     volume
         (B, 1, X, Y, Z); every volume of the batch is scaled by itself.
+    scale
+        Its `gradient_scale`, where that is known: finding it is most of the work.
 
     Returns
     -------
@@ -65,15 +72,16 @@ def gradient_condition(volume: torch.Tensor) -> torch.Tensor:
     True
     """
     gradient = gradient_map(volume.float())
-    scale = _percentile(gradient.abs().flatten(1), _QUANTILE) + 1e-8
-    gradient = gradient / scale.reshape(-1, *[1] * (volume.ndim - 1))
+    if scale is None:
+        scale = _percentile(gradient.abs().flatten(1), _QUANTILE)
+    gradient = gradient / (scale + 1e-8).reshape(-1, *[1] * (volume.ndim - 1))
     return 0.5 * torch.tanh(gradient.clamp(-_LIMIT, _LIMIT))
 
 
 def _percentile(values: torch.Tensor, share: float) -> torch.Tensor:
     """Quantile of every row of (B, N), linear between neighbours; `torch.quantile` refuses more than 2^24 values."""
-    ordered = values.sort(dim=1).values
     place = share * (values.shape[1] - 1)
     low = int(place)
-    high = min(low + 1, values.shape[1] - 1)
-    return torch.lerp(ordered[:, low], ordered[:, high], place - low)
+    # only the top is sorted
+    top = values.topk(values.shape[1] - low, dim=1).values
+    return torch.lerp(top[:, -1], top[:, -min(2, top.shape[1])], place - low)

@@ -6,8 +6,9 @@ the one-step estimate, plus, for nearly clean estimates, the distance of its int
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mmh_bids.models.gradient import gradient_condition
 from mmh_bids.models.memory import training_gb
 from mmh_bids.models.sampler import Sampler, estimate_clean, make_sampler, training_schedule
 from mmh_bids.models.unet import SEQUENCE_CLASS, StyleUNet, from_signed
+from mmh_bids.training.cache import VolumeCache
 from mmh_bids.training.loop import all_parameters
 from mmh_bids.training.losses import (
     KERNEL_WIDTHS,
@@ -30,12 +32,15 @@ from mmh_bids.training.losses import (
     gradient_loss,
     ramp,
     soft_histogram,
+    start_all,
     style_losses,
     wasserstein,
 )
 from mmh_bids.training.memory import free_gb, require_memory
 from mmh_bids.training.pictures import save_comparison
+from mmh_bids.training.share import Item, Share
 from mmh_bids.training.standards import Sample
+from mmh_bids.training.stream import Ahead, ShuffledOrder
 from mmh_bids.training.volumes import Volume, prepare
 
 #: Weights of the losses beside that of the noise; the histogram's is reached after `RAMP_EPOCHS`.
@@ -79,7 +84,7 @@ class StageOne(nn.Module):
 
 @dataclass
 class DiffusionRecipe:
-    """Model-grid images of many sites; every sequence is drawn as often as any other.
+    """Model-grid images of many sites, shuffled; every sequence is drawn as often as any other.
 
     Attributes
     ----------
@@ -95,11 +100,17 @@ class DiffusionRecipe:
         Edge of the cube (voxels after shrinking) that is trained on, None for the whole volume. The running
         statistics are then those of cubes: shrink rather than crop where memory allows.
     batch
-        Images a step.
+        Images a step, on all processes together.
     ramp_images
         Images until the histogram loss has its full weight; None for 20 epochs.
     mixed
         Whether Fabric was told to train in mixed precision, for the estimate of the memory.
+    at_once
+        Images that one process works on at once, for the estimate of the memory; None: the batch.
+    cache
+        Filled with `train` and `validation`; without one every image is read from its NIfTI file whenever it is drawn.
+    readers
+        Threads that read what comes next.
     """
 
     train: Sequence[Sample]
@@ -111,6 +122,9 @@ class DiffusionRecipe:
     batch: int = 1
     ramp_images: int | None = None
     mixed: bool = False
+    at_once: int | None = None
+    cache: VolumeCache | None = None
+    readers: int = 1
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -124,9 +138,13 @@ class DiffusionRecipe:
         except (ValueError, TypeError) as error:
             raise UsageError(f"the network or the sampler cannot be made: {error}") from None
         self._schedule = training_schedule()
-        self._by_sequence: dict[str, list[Sample]] = defaultdict(list)
+        by_sequence: dict[str, list[Sample]] = defaultdict(list)
         for sample in self.train:
-            self._by_sequence[sample.sequence].append(sample)
+            by_sequence[sample.sequence].append(sample)
+        self._labels = [SEQUENCE_CLASS[sequence] for sequence in sorted(by_sequence)]
+        self._order = ShuffledOrder([by_sequence[sequence] for sequence in sorted(by_sequence)])
+        self._ahead: Ahead[tuple[int, int], Volume] = Ahead(self._drawn, self.readers)
+        self._moving = RunningStatistics()
         self._over = RAMP_EPOCHS * len(self.train) if self.ramp_images is None else self.ramp_images
         self._checked = False
 
@@ -174,48 +192,63 @@ class DiffusionRecipe:
         shape = [size // factor for size in nib.Nifti1Image.from_filename(self.train[0].path).shape[:3]]
         if self.crop is not None:
             shape = [min(size, self.crop) for size in shape]
-        return training_gb(self._arguments, shape, self.batch, self.mixed)
+        return training_gb(self._arguments, shape, self.at_once or self.batch, self.mixed)
 
-    def losses(self, network: nn.Module, rng: np.random.Generator, device: torch.device) -> dict[str, torch.Tensor]:
-        """Losses of one step on `batch` images; moves the running statistics."""
+    def losses(self, network: nn.Module, rng: Share, device: torch.device) -> dict[str, torch.Tensor]:
+        """Losses of a share of one step's images; moves the running statistics at the end of the step."""
         if not self._checked:
             self.check_memory(device)
-        batch = Volume.stack([self._draw(rng) for _ in range(self.batch)], device)
-        statistics = _statistics(network)
-        for image, mask, label in zip(batch.image, batch.mask, batch.label.tolist(), strict=True):
-            statistics.start(label, image[mask])
+        items = rng.items(self.batch)
+        batch = Volume.stack(self._volumes(items, rng), device)
+        statistics, moving = _statistics(network), self._begun(_statistics(network), batch, rng)
         # drawn on the CPU, so that a GPU sees the same noise
-        noise = torch.randn(batch.image.shape).to(device)
-        timesteps = torch.from_numpy(rng.integers(0, self._schedule.num_train_timesteps, self.batch)).to(device)
+        noise = torch.stack([torch.randn(batch.image.shape[1:], generator=item.noise) for item in items]).to(device)
+        steps = [int(item.rng.integers(self._schedule.num_train_timesteps)) for item in items]
+        timesteps = torch.tensor(steps, device=device)
         noisy = self._schedule.add_noise(batch.image, noise, timesteps)
         predicted = network(noisy, batch.condition, timesteps, batch.label).float()
         estimate = estimate_clean(self._schedule, noisy, predicted, timesteps)
+        inside = [one[mask] for one, mask in zip(estimate, batch.mask, strict=True)]
         parts = {
             "noise": functional.mse_loss(predicted, noise),
             "gradient": gradient_loss(estimate, batch.image),
-            **self._style(estimate, batch, timesteps, statistics),
+            **style_losses(inside, batch.label.tolist(), steps, moving, rng),
         }
         weights = {"noise": 1.0, **WEIGHTS}
         weights["histogram"] *= ramp(int(statistics.images), self._over)
-        statistics.images += self.batch
+        if rng.is_last:
+            moving.images += self.batch
+            statistics.load_state_dict(moving.state_dict())
         return {"loss": torch.stack([weights[name] * value for name, value in parts.items()]).sum(), **parts}
 
-    def _draw(self, rng: np.random.Generator) -> Volume:
-        names = sorted(self._by_sequence)
-        samples = self._by_sequence[names[int(rng.integers(len(names)))]]
-        return prepare(samples[int(rng.integers(len(samples)))], self.factor).cropped(self.crop, rng)
+    def _begun(self, statistics: RunningStatistics, batch: Volume, share: Share) -> RunningStatistics:
+        """The statistics as they move within a step: what the network is shown stays the same for all its passes."""
+        if share.is_first:
+            self._moving = copy.deepcopy(statistics)
+        moving = self._moving
+        if not all(moving.seen[label] for label in self._labels):
+            brains = [image[mask] for image, mask in zip(batch.image, batch.mask, strict=True)]
+            start_all(moving, brains, batch.label.tolist(), share)
+            for label in moving.seen.nonzero().flatten().tolist():
+                statistics.take(label, moving.mean[label], moving.std[label], moving.histogram[label])
+        return moving
 
-    def _style(
-        self, estimate: torch.Tensor, batch: Volume, timesteps: torch.Tensor, statistics: RunningStatistics
-    ) -> dict[str, torch.Tensor]:
-        """Style losses, mean over the batch."""
-        each = [
-            style_losses(one[mask], label, step, statistics)
-            for one, mask, label, step in zip(
-                estimate, batch.mask, batch.label.tolist(), timesteps.tolist(), strict=True
-            )
-        ]
-        return {name: torch.stack([losses[name] for losses in each]).mean() for name in each[0]}
+    def _volumes(self, items: Sequence[Item], share: Share) -> list[Volume]:
+        """The images of this share, cropped; those of the next are being read meanwhile."""
+
+        def following() -> Iterator[tuple[int, int]]:
+            for later in share.following():
+                yield from ((share.seed, later.step * self.batch + place) for place in later.numbers(self.batch))
+
+        whole = self._ahead.get([(share.seed, item.number) for item in items], following())
+        return [volume.cropped(self.crop, item.rng) for volume, item in zip(whole, items, strict=True)]
+
+    def _drawn(self, key: tuple[int, int]) -> Volume:
+        """The image that is drawn as the so-manieth of a training of this seed."""
+        return self._read(self._order.thing(*key))
+
+    def _read(self, sample: Sample) -> Volume:
+        return prepare(sample, self.factor) if self.cache is None else self.cache.read(sample)
 
     def validate(self, network: nn.Module, device: torch.device, folder: Path, step: int) -> Mapping[str, float]:
         """Error of the noise on held-out volumes; one volume of each sequence is harmonized, measured and drawn.
@@ -230,7 +263,7 @@ class DiffusionRecipe:
         values: dict[str, float] = {}
         errors: list[float] = []
         for index, sample in enumerate(self.validation):
-            volume = Volume.stack([prepare(sample, self.factor)], device)
+            volume = Volume.stack([self._read(sample)], device)
             if not network.statistics.seen[volume.label[0]]:
                 continue
             errors += [self._noise_error(network, volume, level, index) for level in _VALIDATION_STEPS]

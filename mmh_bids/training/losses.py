@@ -8,12 +8,15 @@ Intensities are those of the network, [-1, 1]; histograms are over [0, 1], as th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from mmh_bids.models.gradient import gradient_map
+from mmh_bids.training.share import Share
 
 #: Bins over [0, 1] whose centres reach from 0 to 1, and how many of the lowest are left out.
 BINS, IGNORED = 100, 2
@@ -22,6 +25,8 @@ SPACING = 1 / (BINS - 1)
 KERNEL_WIDTHS = (0.01, 0.015)
 #: Temperature of the soft argmax: shares of the voxels in a bin differ by thousandths.
 _PEAK_TEMPERATURE = 1e-4
+#: Mean, standard deviation and soft histogram of a brain.
+Measures = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 #: Voxels a piece of the histogram is made of: 100 weights for every voxel of a brain would take a gigabyte.
 _PIECE = 1 << 16
 
@@ -133,7 +138,13 @@ class RunningStatistics(nn.Module):
     def start(self, label: int, values: torch.Tensor) -> None:
         """Take the brain's intensities (N,) in [-1, 1] as a sequence's statistics, unless it has some already."""
         if not self.seen[label]:
-            self._store(label, *measure(values, label), share=1.0)
+            self.take(label, *measure(values, label))
+
+    @torch.no_grad()
+    def take(self, label: int, mean: torch.Tensor, std: torch.Tensor, histogram: torch.Tensor) -> None:
+        """Take an image's measures as a sequence's statistics, unless it has some already."""
+        if not self.seen[label]:
+            self._store(label, mean, std, histogram, share=1.0)
             self.seen[label] = True
 
     @torch.no_grad()
@@ -147,7 +158,7 @@ class RunningStatistics(nn.Module):
         self.histogram[label] = torch.lerp(self.histogram[label], histogram, share)
 
 
-def measure(values: torch.Tensor, label: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def measure(values: torch.Tensor, label: int) -> Measures:
     """Mean, standard deviation and soft histogram of a brain's intensities (N,) in [-1, 1]."""
     return values.mean(), values.std(), soft_histogram((values + 1) / 2, KERNEL_WIDTHS[label])
 
@@ -170,35 +181,100 @@ def ramp(done: int, over: int) -> float:
     return min(1.0, done / over) if over else 1.0
 
 
-def style_losses(
-    values: torch.Tensor, label: int, timestep: int, statistics: RunningStatistics
-) -> dict[str, torch.Tensor]:
-    """Compare the estimate of a clean image with its sequence's running statistics, which follow it first.
+def start_all(
+    statistics: RunningStatistics, brains: Sequence[torch.Tensor], labels: Sequence[int], share: Share
+) -> None:
+    """`RunningStatistics.start` with one image of the batch after the other, whichever process has it.
 
     Parameters
     ----------
-    values
-        (N,) intensities of the estimate in the brain, [-1, 1].
-    label
-        Class of the sequence, `start`-ed in `statistics`.
-    timestep
-        Of the noise the estimate was made from.
+    brains, labels
+        Intensities (N,) in [-1, 1] and class of each image of this share; only those of new sequences are measured.
+    """
+    new = [not statistics.seen[label] for label in labels]
+    measured = [measure(values, label) if one else None for values, label, one in zip(brains, labels, new, strict=True)]
+    for row in share.gather(_rows(labels, measured, brains[0].device))[0]:
+        if found := _measures(row):
+            statistics.take(*found)
+
+
+def style_losses(
+    estimates: Sequence[torch.Tensor],
+    labels: Sequence[int],
+    timesteps: Sequence[int],
+    statistics: RunningStatistics,
+    share: Share | None = None,
+) -> dict[str, torch.Tensor]:
+    """Compare estimates of clean images with their sequences' running statistics, which follow each of them first.
+
+    Parameters
+    ----------
+    estimates
+        Intensities (N,) of each estimate in the brain, [-1, 1].
+    labels
+        Class of each sequence, `start`-ed in `statistics`.
+    timesteps
+        Of the noise the estimates were made from.
+    statistics
+        Follow one image after the other, those of all processes in the batch's order.
+    share
+        Which part of the batch the estimates are; all of it if None.
 
     Returns
     -------
-    ``histogram``, ``moments``, ``peak``: scalars, weighted for time but not ramped. From step 100 on they are zero
-    and the statistics stay as they are.
+    ``histogram``, ``moments``, ``peak``: means over the estimates, weighted for time but not ramped. From step 100 on
+    an estimate's are zero and it leaves the statistics as they are.
     """
-    weight = time_weight(timestep)
-    if weight == 0:
-        zero = values.new_zeros(())
+    weights = [time_weight(timestep) for timestep in timesteps]
+    measured = [
+        measure(values, label) if weight else None
+        for values, label, weight in zip(estimates, labels, weights, strict=True)
+    ]
+    aims = _follow(statistics, _rows(labels, measured, estimates[0].device), share)
+    found: dict[str, list[torch.Tensor]] = {"histogram": [], "moments": [], "peak": []}
+    for weight, one, aim in zip(weights, measured, aims, strict=True):
+        for name, value in _distances(one, aim).items():
+            found[name].append(weight * value)
+    return {name: torch.stack(values).mean() for name, values in found.items()}
+
+
+def _distances(measured: Measures | None, aim: Measures) -> dict[str, torch.Tensor]:
+    if measured is None:
+        zero = aim[0].new_zeros(())
         return {"histogram": zero, "moments": zero, "peak": zero}
-    mean, std, histogram = measure(values, label)
-    statistics.update(label, mean, std, histogram)
-    # copies: later updates write into the buffers while the backward pass still needs them
-    aim = [buffer[label].clone() for buffer in (statistics.mean, statistics.std, statistics.histogram)]
+    mean, std, histogram = measured
     return {
-        "histogram": weight * wasserstein(histogram, aim[2]),
-        "moments": weight * ((mean - aim[0]) ** 2 + (std - aim[1]) ** 2),
-        "peak": weight * (soft_peak(histogram) - soft_peak(aim[2])) ** 2,
+        "histogram": wasserstein(histogram, aim[2]),
+        "moments": (mean - aim[0]) ** 2 + (std - aim[1]) ** 2,
+        "peak": (soft_peak(histogram) - soft_peak(aim[2])) ** 2,
     }
+
+
+def _follow(statistics: RunningStatistics, rows: torch.Tensor, share: Share | None) -> list[Measures]:
+    """Move the statistics by all processes' images; what they were after each of this process's own."""
+    together, begin = (rows, 0) if share is None else share.gather(rows)
+    aims: list[Measures] = []
+    for number, row in enumerate(together):
+        if found := _measures(row):
+            statistics.update(*found)
+        if begin <= number < begin + len(rows):
+            label = int(row[1])
+            # copies: later updates write into the buffers while the backward pass still needs them
+            kept = statistics.mean, statistics.std, statistics.histogram
+            mean, std, histogram = (buffer[label].clone() for buffer in kept)
+            aims.append((mean, std, histogram))
+    return aims
+
+
+def _rows(labels: Sequence[int], measured: Sequence[Measures | None], device: torch.device) -> torch.Tensor:
+    """What processes tell each other of images (N, 102): whether one counts, its class, its measures."""
+    rows = torch.zeros(len(labels), 4 + BINS - IGNORED, device=device)
+    for row, label, one in zip(rows, labels, measured, strict=True):
+        row[1] = label
+        if one is not None:
+            row[0], row[2], row[3], row[4:] = 1, one[0].detach(), one[1].detach(), one[2].detach()
+    return rows
+
+
+def _measures(row: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    return (int(row[1]), row[2], row[3], row[4:]) if row[0] else None

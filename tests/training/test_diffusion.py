@@ -19,6 +19,7 @@ from mmh_bids.training.diffusion import DiffusionRecipe
 from mmh_bids.training.diffusion_bundle import write_stage_one
 from mmh_bids.training.loop import Interrupted, Plan, fit
 from mmh_bids.training.memory import free_gb
+from mmh_bids.training.share import Share
 from mmh_bids.training.standards import find_samples
 
 NETWORK = {
@@ -58,7 +59,7 @@ def recipe(samples):
 def step(recipe, seed=0, network=None):
     torch.manual_seed(seed)
     network = recipe.build() if network is None else network
-    return network, recipe.losses(network, np.random.default_rng(seed), CPU)
+    return network, recipe.losses(network, Share(seed, 0), CPU)
 
 
 def train(recipe, folder, steps, **plan):
@@ -81,7 +82,7 @@ def test_a_step_has_all_losses_and_depends_on_its_seed_alone(recipe):
 
 def test_the_statistics_start_from_the_clean_brain_and_count_images(samples):
     recipe = DiffusionRecipe(samples[:1], [], NETWORK, PLAIN)
-    seeds = (seed for seed in range(50) if drawn_timestep(recipe, seed) >= 100)
+    seeds = (seed for seed in range(50) if drawn_timestep(seed) >= 100)
     network, losses = step(recipe, next(seeds))
     values = 2 * brain(0.2, 0)[brain(0.2, 0) > 0] - 1
     assert network.statistics.mean[0].item() == pytest.approx(values.mean(), abs=1e-5)
@@ -92,16 +93,14 @@ def test_the_statistics_start_from_the_clean_brain_and_count_images(samples):
     assert losses["loss"].item() == pytest.approx((losses["noise"] + losses["gradient"]).item())
 
 
-def drawn_timestep(recipe, seed):
-    """The noise level of a step: the third number drawn, after sequence and image."""
-    rng = np.random.default_rng(seed)
-    recipe._draw(rng)
-    return int(rng.integers(1000))
+def drawn_timestep(seed):
+    """The noise level of the first step's first image: the first number drawn, where nothing is cropped."""
+    return int(Share(seed, 0).items(1)[0].rng.integers(1000))
 
 
 def test_the_style_losses_are_weighted_and_ramped(samples):
     recipe = DiffusionRecipe(samples[:3], [], NETWORK, PLAIN, ramp_images=10)
-    early = next(seed for seed in range(200) if drawn_timestep(recipe, seed) < 60)
+    early = next(seed for seed in range(200) if drawn_timestep(seed) < 60)
     network = recipe.build()
     for seed in range(3):  # the style of other images, so that there is a distance
         step(recipe, seed, network)
@@ -117,9 +116,9 @@ def test_the_style_losses_are_weighted_and_ramped(samples):
 
 def test_every_sequence_is_drawn_as_often(samples):
     recipe = DiffusionRecipe(samples, [], NETWORK, PLAIN)
-    rng = np.random.default_rng(0)
-    labels = [int(recipe._draw(rng).label) for _ in range(200)]
-    assert 80 <= sum(labels) <= 120
+    labels = [int(recipe._drawn((0, number)).label) for number in range(40)]
+    assert sum(labels) == 20
+    assert labels not in ([0, 1] * 20, [1, 0] * 20)
 
 
 def test_training_learns_and_validation_leaves_numbers_and_pictures(recipe, tmp_path):

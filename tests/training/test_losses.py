@@ -118,7 +118,7 @@ def test_only_nearly_clean_estimates_move_the_statistics(timestep, moves):
     statistics.start(0, 2 * values(1) - 1)
     before = {name: buffer.clone() for name, buffer in statistics.named_buffers()}
     estimate = 2 * values(2, 0.1, 0.9) - 1
-    losses = style_losses(estimate, 0, timestep, statistics)
+    losses = style_losses([estimate], [0], [timestep], statistics)
     if not moves:
         assert all(float(value) == 0 for value in losses.values())
         assert all(torch.equal(before[name], buffer) for name, buffer in statistics.named_buffers())
@@ -134,7 +134,7 @@ def test_the_losses_are_the_distances_to_the_moved_statistics_times_the_time_wei
     statistics = RunningStatistics()
     statistics.start(1, 2 * values(1) - 1)
     estimate = 2 * values(2, 0.1, 0.9) - 1
-    losses = style_losses(estimate, 1, 25, statistics)
+    losses = style_losses([estimate], [1], [25], statistics)
     histogram = independent((estimate.numpy() + 1) / 2, KERNEL_WIDTHS[1])
     difference = np.cumsum(histogram) - np.cumsum(statistics.histogram[1].numpy())
     assert float(losses["histogram"]) == pytest.approx(0.75 * np.abs(difference).sum() / 99, rel=1e-3)
@@ -148,8 +148,8 @@ def test_two_images_of_a_batch_can_be_learned_from_together():
     statistics = RunningStatistics()
     estimates = [(2 * values(seed) - 1).requires_grad_() for seed in (1, 2)]
     statistics.start(0, 2 * values(3, 0.1, 0.9) - 1)
-    losses = [style_losses(one, 0, 10, statistics) for one in estimates]
-    sum(value for each in losses for value in each.values()).backward()
+    losses = style_losses(estimates, [0, 0], [10, 10], statistics)
+    sum(losses.values()).backward()
     assert all(one.grad is not None and one.grad.abs().sum() > 0 for one in estimates)
     assert not any(buffer.requires_grad for buffer in statistics.buffers())
 
