@@ -8,6 +8,8 @@ EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NOTHING_TO_DO = 3
 EXIT_INTERNAL = 70
+#: Stopped by a signal with its state saved; the same command goes on (EX_TEMPFAIL of sysexits.h).
+EXIT_INTERRUPTED = 75
 
 
 class MmhError(Exception):

@@ -7,9 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmh_bids import __version__
-from mmh_bids.errors import EXIT_OK, MmhError, UsageError
+from mmh_bids.errors import EXIT_INTERRUPTED, EXIT_OK, MmhError, UsageError
+
+if TYPE_CHECKING:
+    from mmh_bids.training.requeue import Interrupted
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,7 +53,7 @@ def _add_global(commands: argparse._SubParsersAction) -> None:
         "global",
         help="train stage 1 of MMH: any scan to one unified look",
         description="Train stage 1 of MMH and write a bundle for mmh --model FOLDER. Interrupt it whenever you like: "
-        "the same command goes on where it was. "
+        "the same command goes on where it was (exit code 75 says that there is something left to do). "
         "mmh-light learns from label maps (FreeSurfer codes, above 500 outside the brain), which it scans on simulated "
         "scanners; mmh-diffusion from the images that 'mmh BIDS_DIR DERIVATIVE_DIR participant --method none' writes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -63,7 +67,8 @@ def _add_global(commands: argparse._SubParsersAction) -> None:
     add("--name", default="", help="name of the bundle (default: the folder's)")
     add("--steps", type=int, default=1450, help="optimizer steps")
     add("--learning-rate", type=float, default=1.2e-3, help="at its top")
-    add("--batch", type=int, default=4, help="images a step")
+    add("--batch", type=int, default=4, help="images a step, on all devices together")
+    add("--accumulate", type=int, default=1, help="work on a step's images in so many passes: takes less memory")
     add("--filters", type=int, default=16, help="channels of the light network at 2 mm")
     add("--patch", type=int, default=80, help="edge of the cubes (mm) that the light network is trained on")
     add("--start", metavar="BUNDLE", default="", help="light bundle, name or folder, whose weights to begin with")
@@ -73,29 +78,51 @@ def _add_global(commands: argparse._SubParsersAction) -> None:
     add("--validate-every", type=int, default=150, help="steps between validations")
     add("--seed", type=int, default=0, help="seed of weights and data")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--devices", type=int, default=1, help="GPUs (or CPU processes) a machine, each with its share of a batch")
+    add("--nodes", type=int, default=1, help="machines; start with srun --nodes=M --ntasks-per-node=N")
+    add("--requeue", action="store_true", help="when Slurm says by SIGUSR1 that the time is up: requeue the job")
     add("--precision", default="32-true", choices=["32-true", "16-mixed", "bf16-mixed"], help="of the computations")
-    add("--workers", type=int, default=1, help="processes that prepare the heads")
+    add("--workers", type=int, default=1, help="processes that prepare heads, threads that read images")
+    add("--cache", metavar="FOLDER", type=Path, help="prepared images of the diffusion (default: cache in --work)")
     add("--source", metavar="TEXT", default="", help="where the images come from, for the card")
     add("--overwrite", action="store_true", help="replace the bundle that is in FOLDER")
     stage.set_defaults(run=_global)
 
 
-def _global(options: argparse.Namespace) -> None:
+def _global(options: argparse.Namespace) -> int:
     try:
         from mmh_bids.training.loop import Interrupted
     except ImportError as error:
         raise UsageError(f"training needs {error.name}: pip install 'mmh_bids[train]'") from None
     from mmh_bids.training.stage_one import Request, train_global
 
-    values = {key: value for key, value in vars(options).items() if key != "run"}
+    values = {key: value for key, value in vars(options).items() if key not in ("run", "requeue")}
     for key in ("images", "held_out"):
         values[key] = tuple(values[key])
     values["name"] = options.name or options.output.name
     try:
         bundle = train_global(Request(**values))
     except Interrupted as stopped:
-        raise UsageError(str(stopped)) from None
-    print(f"{bundle.folder}: bundle {bundle.name}, held-out {json.dumps(dict(bundle.card['metrics']))}")
+        return _stopped(stopped, options.requeue)
+    if bundle:
+        print(f"{bundle.folder}: bundle {bundle.name}, held-out {json.dumps(dict(bundle.card['metrics']))}")
+    return EXIT_OK
+
+
+def _stopped(stopped: Interrupted, requeue: bool) -> int:
+    """Say so, and put the Slurm job back into the queue if that was asked for; the exit code.
+
+    Only the first of several processes says and returns so: Fabric kills them all when one of the others ends badly.
+    """
+    from mmh_bids.training.distributed import is_first
+    from mmh_bids.training.requeue import requeue_job
+
+    if not is_first():
+        return EXIT_OK
+    print(f"mmh-train: {stopped}", file=sys.stderr)
+    if requeue and stopped.time_is_up:
+        print(f"mmh-train: job {requeue_job()} is in Slurm's queue again", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def _standards(options: argparse.Namespace) -> None:
@@ -114,14 +141,16 @@ def _standards(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit code (0 done, 1 an unusable image, 2 usage, 3 nothing to do)."""
+    """Run the command; return the exit code.
+
+    0 done, 1 an unusable image, 2 usage, 3 nothing to do, 75 interrupted: the same command goes on.
+    """
     options = build_parser().parse_args(argv)
     try:
-        options.run(options)
+        return options.run(options) or EXIT_OK
     except MmhError as error:
         print(f"mmh-train: {error}", file=sys.stderr)
         return error.exit_code
-    return EXIT_OK
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -69,8 +70,12 @@ class ModelHead:
         return ModelHead(**{**vars(self), **moved})
 
 
-def make_heads(labels: Sequence[Path], folder: Path, seed: int, workers: int) -> list[Path]:
+def make_heads(
+    labels: Sequence[Path], folder: Path, seed: int, workers: int, say: Callable[[str], None] = print
+) -> list[Path]:
     """Register each label map's brain to the template and store it; files that are there are kept.
+
+    Of several processes that ask for the same, the first does it, and says so; the others wait.
 
     Returns
     -------
@@ -78,8 +83,12 @@ def make_heads(labels: Sequence[Path], folder: Path, seed: int, workers: int) ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     asked = [(path, seed, folder / f"{path.name.split('_')[0]}_model.npz") for path in labels]
-    with ProcessPoolExecutor(workers) as pool:
-        list(pool.map(_make, asked))
+    with FileLock(folder / ".lock"):
+        missing = [one for one in asked if not one[2].exists()]
+        if missing:
+            say(f"{len(missing)} label maps are laid into the model grid")
+            with ProcessPoolExecutor(workers) as pool:
+                list(pool.map(_make, missing))
     return [target for _, _, target in asked]
 
 
@@ -119,8 +128,6 @@ def model_head(head: Head) -> dict[str, NDArray[Any]]:
 
 def _make(asked: tuple[Path, int, Path]) -> None:
     path, seed, target = asked
-    if target.exists():
-        return
     # One texture a head is enough: its scale and the person's tissue properties are drawn anew at every step.
     arrays: dict[str, Any] = model_head(head_from_labels(path, seed, person_spread=False))
     with atomic_path(target) as temporary:

@@ -111,6 +111,8 @@ class DiffusionRecipe:
         Filled with `train` and `validation`; without one every image is read from its NIfTI file whenever it is drawn.
     readers
         Threads that read what comes next.
+    processes
+        How many share the device's memory.
     """
 
     train: Sequence[Sample]
@@ -125,6 +127,7 @@ class DiffusionRecipe:
     at_once: int | None = None
     cache: VolumeCache | None = None
     readers: int = 1
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -192,7 +195,7 @@ class DiffusionRecipe:
         shape = [size // factor for size in nib.Nifti1Image.from_filename(self.train[0].path).shape[:3]]
         if self.crop is not None:
             shape = [min(size, self.crop) for size in shape]
-        return training_gb(self._arguments, shape, self.at_once or self.batch, self.mixed)
+        return self.processes * training_gb(self._arguments, shape, self.at_once or self.batch, self.mixed)
 
     def losses(self, network: nn.Module, rng: Share, device: torch.device) -> dict[str, torch.Tensor]:
         """Losses of a share of one step's images; moves the running statistics at the end of the step."""

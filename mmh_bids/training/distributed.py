@@ -10,6 +10,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from mmh_bids.errors import UsageError
 from mmh_bids.interfaces.child import resolve_device
@@ -47,6 +48,11 @@ def make_fabric(device: str, devices: int = 1, nodes: int = 1, precision: str = 
     # buffers are kept equal by the recipes: broadcasting them in every pass would undo an update half way
     strategy = DDPStrategy(timeout=_PATIENCE, broadcast_buffers=False, gradient_as_bucket_view=True)
     return Fabric(devices=devices, num_nodes=nodes, strategy=strategy, plugins=_plugins(), **options)
+
+
+def is_first() -> bool:
+    """Whether this is the first process, or the only one; also before Fabric is launched."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _under_srun() -> bool:

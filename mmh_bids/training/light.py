@@ -31,6 +31,7 @@ from mmh_bids.simulate import tissues
 from mmh_bids.simulate.batch import Scan, brain_values, draw_scan, simulate
 from mmh_bids.simulate.modelhead import ModelHead, load_head
 from mmh_bids.simulate.unified import IDEAL, unified_tissues
+from mmh_bids.training.share import Share, require_even
 
 #: How far registration and anatomy may differ from the training heads': radians, relative size, mm.
 _ROTATION, _SCALE, _SHIFT, _BEND = 0.1, 0.08, 3.0, 2.0
@@ -38,8 +39,8 @@ _ROTATION, _SCALE, _SHIFT, _BEND = 0.1, 0.08, 3.0, 2.0
 _BLOCK = 12
 #: Share of inputs that already have the unified look.
 _UNIFIED = 0.3
-#: Scans of one person in a step.
-_SCANS = 2
+#: Scans of one person in a step; heads that are kept in memory, about 60 MB each.
+SCANS, _HELD = 2, 32
 #: Weights of the voxels' errors, of those of block means, of edges, and of the disagreement of two scans' block means;
 #: of the mean absolute error with the classes' mean errors left in.
 _VOXELS, _REGIONAL, _EDGES, _AGREEMENT, _WHOLE = 2.0, 2.0, 0.5, 1.0, 0.15
@@ -82,9 +83,9 @@ class LightRecipe:
     patch
         Edge of the cubes, voxels of 1 mm, a multiple of 8.
     batch
-        Cubes a step, two scans of one cube after each other; whether T1w or T2w is drawn.
+        Cubes a step on all processes, two scans of one cube after each other; whether T1w or T2w is drawn.
     curves
-        Further scans a step, of which only a sample of voxels is seen.
+        Further scans a step on all processes, of which only a sample of voxels is seen.
     start
         Weights to begin with instead of random ones: those of a network of the same size.
     """
@@ -99,12 +100,17 @@ class LightRecipe:
     start: Mapping[str, torch.Tensor] | None = None
     _heads: dict[tuple[Path, str], ModelHead] = field(default_factory=dict)
 
+    #: Methods of the network that are called beside `forward`.
+    forward_methods = ("parts", "one_curve")
+
     def head(self, path: Path, device: torch.device) -> ModelHead:
-        """Return a head, read once a device."""
+        """Return a head; the last ones asked for are kept."""
         key = path, str(device)
-        if key not in self._heads:
-            self._heads[key] = load_head(path).to(device)
-        return self._heads[key]
+        head = self._heads.pop(key, None) or load_head(path).to(device)
+        self._heads[key] = head
+        if len(self._heads) > _HELD:
+            del self._heads[next(iter(self._heads))]
+        return head
 
     def build(self) -> LightNetwork:
         """Return a network that z-scores to the mean look of the training heads in the unified domain."""
@@ -126,16 +132,18 @@ class LightRecipe:
         rest = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
         return [{"params": rest, "factor": 1.0}, {"params": fast, "factor": 3.0}]
 
-    def losses(self, network: Any, rng: np.random.Generator, device: torch.device) -> dict[str, torch.Tensor]:
-        """Errors in units of the unified white-grey contrast; see the module and the weights above."""
+    def losses(self, network: Any, rng: Share, device: torch.device) -> dict[str, torch.Tensor]:
+        """Errors in units of the unified white-grey contrast, of the persons of a share; see the weights above."""
+        require_even(self.batch, rng.count, SCANS, "scans of each person")
         pairs: list[Pair] = []
         sequences: list[str] = []
-        while len(pairs) < self.batch:
-            head = self.head(self.train[int(rng.integers(len(self.train)))], device)
-            sequence, scales = SEQUENCES[int(rng.integers(2))], tissues.person_scales(rng)
-            view = draw_view(head, rng, self.patch)
-            for _ in range(min(_SCANS, self.batch - len(pairs))):
-                pairs.append(draw_pair(head, sequence, rng, view, scales=scales))
+        for person in rng.items(-(-self.batch // SCANS)):
+            own = person.rng
+            head = self.head(self.train[int(own.integers(len(self.train)))], device)
+            sequence, scales = SEQUENCES[int(own.integers(2))], tissues.person_scales(own)
+            view = draw_view(head, own, self.patch)
+            for _ in range(min(SCANS, self.batch - len(pairs))):
+                pairs.append(draw_pair(head, sequence, own, view, person.noise, scales))
                 sequences.append(sequence)
         total = _cube_losses(network.parts(*batch_of(pairs)), pairs, sequences)
         parts = _VOXELS * total["voxels"] + _REGIONAL * total["regional"] + _EDGES * total["edges"]
@@ -146,13 +154,18 @@ class LightRecipe:
         curve = _ONE_CURVE * total["one_curve"] + _ONE_CURVE_AGREEMENT * total["one_curve_agreement"]
         return total | {"loss": parts + curve}
 
-    def _one_curve(self, network: Any, rng: np.random.Generator, device: torch.device) -> dict[str, torch.Tensor]:
+    def _one_curve(self, network: Any, share: Share, device: torch.device) -> dict[str, torch.Tensor]:
         """Losses of the curve that is the same everywhere: scans cost little here, so there are many."""
+        persons = self.curves // SCANS
+        numbers = share.numbers(persons)
+        # shares may differ by a person; one without any still needs a gradient for every weight, if of zero
+        weight = share.count * len(numbers) / persons
         styles, images, truths, classes, sequences = [], [], [], [], []
-        for person in range(self.curves // _SCANS):
+        for person in numbers or range(1):
+            rng = share.item(person, persons, stream=1).rng
             head = self.head(self.train[int(rng.integers(len(self.train)))], device)
             sequence, scales = SEQUENCES[person % 2], tissues.person_scales(rng)
-            for _ in range(_SCANS):
+            for _ in range(SCANS):
                 scan = _draw(head, sequence, rng, scales)
                 sample = brain_values(head, scan, rng)
                 styles.append(measure_style(sample.values, sequence))
@@ -166,9 +179,10 @@ class LightRecipe:
             errors.append((values - truth).square().mean().sqrt() / _contrast(sequence))
             # of the errors, so that two random choices of voxels do not differ by what they happen to hold
             means.append(_class_means(values - truth, tissue) / _contrast(sequence))
-        for first, second in zip(means[::_SCANS], means[1::_SCANS], strict=True):
+        for first, second in zip(means[::SCANS], means[1::SCANS], strict=True):
             apart.append((first - second).abs().mean())
-        return {"one_curve": torch.stack(errors).mean(), "one_curve_agreement": torch.stack(apart).mean()}
+        means_of = {"one_curve": torch.stack(errors).mean(), "one_curve_agreement": torch.stack(apart).mean()}
+        return {name: weight * value for name, value in means_of.items()}
 
     def validate(self, network: Any, device: torch.device, folder: Path, step: int) -> Mapping[str, float]:
         """Errors on whole brains of held-out heads on fixed scanners, beside those of the z-scored image."""
@@ -202,7 +216,8 @@ def draw_view(head: ModelHead, rng: np.random.Generator, patch: int | None) -> V
     start = [2 * int(rng.integers(0, (whole - side) // 2 + 1)) for whole, side in zip(MODEL_SHAPE, size, strict=True)]
     half = tuple(slice(a // 2, a // 2 + side // 2) for a, side in zip(start, size, strict=True))
     place = place_in_grid(MODEL_SHAPE)[(slice(None), *half)].to(head.tissue.device)
-    return View(_positions(head, size, start, rng), place)
+    axes = [torch.arange(first, first + side, dtype=torch.float32) for first, side in zip(start, size, strict=True)]
+    return View(positions(head, axes, rng), place)
 
 
 def draw_pair(
@@ -273,10 +288,19 @@ def _stretch(scan: Scan) -> float:
     return apart[0] / apart[1]
 
 
-def _positions(head: ModelHead, size: tuple[int, ...], start: list[int], rng: np.random.Generator) -> torch.Tensor:
-    """Voxel coordinates (A, B, C, 3) in the head's arrays of the cube's voxels, anatomy changed at random."""
-    device = head.tissue.device
-    axes = [torch.arange(first, first + side, dtype=torch.float32) for first, side in zip(start, size, strict=True)]
+def positions(head: ModelHead, axes: Sequence[torch.Tensor], rng: np.random.Generator) -> torch.Tensor:
+    """Where points of the model grid lie in a head whose anatomy is turned, stretched, bent and mirrored at random.
+
+    Parameters
+    ----------
+    axes
+        (A,), (B,), (C,): the points' voxel coordinates along the model grid's axes.
+
+    Returns
+    -------
+    (A, B, C, 3) voxel coordinates in the head's arrays.
+    """
+    device, size = head.tissue.device, [len(axis) for axis in axes]
     middle = (torch.tensor(MODEL_SHAPE, dtype=torch.float32) - 1) / 2
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) - middle
     if rng.random() < 0.5:
@@ -307,7 +331,7 @@ def _cube_losses(out: torch.Tensor, pairs: Sequence[Pair], sequences: Sequence[s
         bent = (local.square() + _SMALL_ERROR**2).sqrt() - _SMALL_ERROR
         found["voxels"] = bent.sum() / brain.sum().clamp_min(1)
         found["whole"] = (left + change).abs().sum() / brain.sum().clamp_min(1)
-        if number % _SCANS and before is not None:
+        if number % SCANS and before is not None:
             found["agreement"] = _block_means(local - before[0], classes, brain * before[1])
         before = local, brain
         for name, value in found.items():

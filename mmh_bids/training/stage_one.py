@@ -41,7 +41,7 @@ class Request:
     name, overwrite, source
         Of the bundle, see `write_bundle`; where the images come from, for the card.
     steps, learning_rate, batch, seed
-        Of the training.
+        Of the training; the batch is that of all processes together.
     filters, patch, start
         Of the light network: channels at 2 mm, edge of the cubes in mm, bundle whose weights it begins with (name,
         path, or empty for none).
@@ -50,7 +50,11 @@ class Request:
     validate_every
         Steps between validations.
     device, precision, workers
-        ``auto``, ``cpu`` or ``cuda[:N]``; Lightning's precision; processes that prepare heads.
+        ``auto``, ``cpu`` or ``cuda[:N]``; Lightning's precision; processes or threads that prepare and read images.
+    devices, nodes, accumulate
+        Processes a machine; machines; passes over parts of the batch before the optimizer steps.
+    cache
+        Folder of the prepared images; ``cache`` in `work` if None.
     """
 
     method: str
@@ -75,17 +79,32 @@ class Request:
     workers: int
     source: str
     overwrite: bool
+    devices: int = 1
+    nodes: int = 1
+    accumulate: int = 1
+    cache: Path | None = None
+
+    @property
+    def shares(self) -> int:
+        """Parts that a step's batch is worked on in."""
+        return self.devices * self.nodes * self.accumulate
 
 
-def train_global(request: Request, say: Callable[[str], None] = print) -> Bundle:
+def train_global(request: Request, say: Callable[[str], None] = print) -> Bundle | None:
     """Train and write the bundle.
+
+    Every process of a training on several devices calls it; Fabric starts them unless Slurm does.
+
+    Returns
+    -------
+    The bundle on the first process, None on the others.
 
     Raises
     ------
     UsageError
         Nothing to train on, too little memory, or a work folder of another training.
     Interrupted
-        After SIGINT or SIGTERM; the same request goes on.
+        After SIGINT, SIGTERM or SIGUSR1; the same request goes on.
     """
     _check(request)
     if request.output.exists() and not request.overwrite:
@@ -95,7 +114,8 @@ def train_global(request: Request, say: Callable[[str], None] = print) -> Bundle
 
 def _check(request: Request) -> None:
     """Raise UsageError for numbers that no training can have."""
-    for flag in ("steps", "batch", "filters", "patch", "factor", "validate_every", "workers"):
+    counts = "steps", "batch", "filters", "patch", "factor", "validate_every", "workers", "devices", "nodes"
+    for flag in (*counts, "accumulate"):
         if getattr(request, flag) < 1:
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(request, flag)}: must be 1 or more")
     if request.patch % 8 or request.patch > min(MODEL_SHAPE):
@@ -106,12 +126,14 @@ def _check(request: Request) -> None:
         raise UsageError(f"--sampler {request.sampler}: write paper, or a number of steps")
 
 
-def _train_light(request: Request, say: Callable[[str], None]) -> Bundle:
+def _train_light(request: Request, say: Callable[[str], None]) -> Bundle | None:
     from mmh_bids.simulate.modelhead import make_heads
-    from mmh_bids.training.light import LightRecipe
+    from mmh_bids.training.light import SCANS, LightRecipe
     from mmh_bids.training.light_bundle import write_light
     from mmh_bids.training.memory import require_memory
+    from mmh_bids.training.share import require_even
 
+    require_even(request.batch, request.shares, SCANS, "scans of each person")
     names = [_head(path) for path in request.images]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -121,11 +143,11 @@ def _train_light(request: Request, say: Callable[[str], None]) -> Bundle:
     train, validation = _split(request, request.images, names)
     start, weights = _start(request)
     fabric = _fabric(request)
-    require_memory(1.0 + 1.2 * request.batch, fabric.device, "lower --batch or --filters")
-    say(f"{len(request.images)} label maps are laid into the model grid")
-    files = dict(
-        zip(request.images, make_heads(request.images, request.work / "heads", 0, request.workers), strict=True)
-    )
+    at_once = 1.0 + 1.2 * request.batch / request.shares
+    require_memory(at_once * _processes_of(request, fabric), fabric.device, "lower --batch or --filters")
+    heads = make_heads(request.images, request.work / "heads", 0, request.workers, say)
+    files = dict(zip(request.images, heads, strict=True))
+    fabric.launch()
     recipe = LightRecipe(
         [files[path] for path in train], [files[path] for path in validation],
         filters=request.filters, patch=request.patch, batch=request.batch, start=weights,
@@ -143,6 +165,8 @@ def _train_light(request: Request, say: Callable[[str], None]) -> Bundle:
         # not the card's hash: name and description of the bundle make no difference
         facts["start"] = {"name": start.name, "sha256": start.card["files"][WEIGHTS_FILE]["sha256"]}
     network = _fit(recipe, plan, request, fabric, facts, say)
+    if not fabric.is_global_zero:
+        return None
     unified = {sequence: tuple(row) for sequence, row in zip(("T1w", "T2w"), network.unified.tolist(), strict=True)}
     network_card = {"filters": request.filters, "knots": recipe.knots, "unified": unified}
     data = f"Simulated scans of {len(train)} label maps on scanners drawn at random. {request.source}".strip()
@@ -170,24 +194,35 @@ def _start(request: Request) -> tuple[Bundle | None, dict[str, Any] | None]:
     return bundle, {name: torch.from_numpy(values).float() for name, values in arrays.items()}
 
 
-def _train_diffusion(request: Request, say: Callable[[str], None]) -> Bundle:
+def _train_diffusion(request: Request, say: Callable[[str], None]) -> Bundle | None:
+    from mmh_bids.training.cache import VolumeCache
     from mmh_bids.training.diffusion import DiffusionRecipe
     from mmh_bids.training.diffusion_bundle import write_stage_one
+    from mmh_bids.training.requeue import StopRequests
+    from mmh_bids.training.share import require_even
     from mmh_bids.training.standards import find_samples
 
+    require_even(request.batch, request.shares)
     samples = find_samples(request.images)
-    train, validation = _split(request, samples, [_participant(sample.path) for sample in samples])
+    train, validation = _split(request, samples, [participant(sample.path) for sample in samples])
     sampler: dict[str, Any] = {"name": "paper"}
     if request.sampler != "paper":
         sampler = {"name": "plain", "steps": int(request.sampler)}
     fabric = _fabric(request)
+    cache = VolumeCache(request.cache or request.work / "cache", request.factor)
     recipe = DiffusionRecipe(
         train, validation, SMALL_NETWORK, sampler, request.factor, request.crop, request.batch,
-        mixed="mixed" in request.precision,
+        mixed="mixed" in request.precision, at_once=request.batch // request.shares, cache=cache,
+        readers=request.workers, processes=_processes_of(request, fabric),
     )  # fmt: skip
     recipe.check_memory(fabric.device)
+    with StopRequests() as stop:
+        cache.fill([*train, *validation], request.workers, say, stop.check)
+    fabric.launch()
     plan = _plan(request)
     network = _fit(recipe, plan, request, fabric, recipe.facts, say)
+    if not fabric.is_global_zero:
+        return None
     metrics = last_validation(request.work / "log.csv")
     return write_stage_one(request.output, request.name, network, recipe, request.source, metrics, request.overwrite)
 
@@ -205,22 +240,20 @@ def _plan(request: Request) -> Any:
 
     return Plan(
         request.steps, request.learning_rate, seed=request.seed, validate_every=request.validate_every,
-        warmup=min(20, request.steps),
+        warmup=min(20, request.steps), accumulate=request.accumulate,
     )  # fmt: skip
 
 
 def _fabric(request: Request) -> Any:
-    """Lightning Fabric on one device, launched."""
-    from lightning.fabric import Fabric
+    """Lightning Fabric, not launched: what all processes need from the disk is made before, once."""
+    from mmh_bids.training.distributed import make_fabric
 
-    from mmh_bids.interfaces.child import resolve_device
+    return make_fabric(request.device, request.devices, request.nodes, request.precision)
 
-    device = resolve_device(request.device)
-    kind, _, number = device.partition(":")
-    devices: Any = 1 if kind == "cpu" or not number else [int(number)]
-    fabric = Fabric(accelerator=kind, devices=devices, precision=request.precision)  # type: ignore[arg-type]
-    fabric.launch()
-    return fabric
+
+def _processes_of(request: Request, fabric: Any) -> int:
+    """How many processes share the memory that is asked about: those of the machine, but on GPUs each has its own."""
+    return request.devices if fabric.device.type == "cpu" else 1
 
 
 def _split(request: Request, items: Sequence[Any], names: Sequence[str]) -> tuple[list[Any], list[Any]]:
@@ -239,7 +272,8 @@ def _head(path: Path) -> str:
     return path.name.split("_")[0].split(".")[0]
 
 
-def _participant(path: Path) -> str:
+def participant(path: Path) -> str:
+    """The participant a file's name begins with, ``sub-03``; the whole name if it begins with none."""
     found = re.match(r"sub-[A-Za-z0-9]+", path.name)
     return found[0] if found else path.name
 

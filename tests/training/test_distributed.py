@@ -1,0 +1,162 @@
+"""Tests of training on several processes: two of them end where one does, and where they would have uninterrupted."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+from safetensors.numpy import load_file
+from workout import diffusion, light, make_images, train
+
+from mmh_bids.errors import UsageError
+from mmh_bids.training.distributed import make_fabric
+from mmh_bids.training.loop import CHECKPOINT
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workout")
+    make_images(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(images):
+    """What two processes made, and printed."""
+    script = Path(__file__).with_name("workout.py")
+    done = subprocess.run(
+        [sys.executable, script, images], capture_output=True, text=True, timeout=500, env={**os.environ, **CLEAN}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return images, done.stdout
+
+
+CLEAN = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+SLURM = {
+    "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0", "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_JOB_NAME": "train",
+}  # fmt: skip
+
+
+def alone(recipe, folder, accumulate=1, steps=20):
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    train(recipe, folder, fabric, lambda line: None, accumulate, steps)
+    return folder
+
+
+def curve(folder):
+    """Logged numbers by step and name."""
+    with open(folder / "log.csv", newline="") as stream:
+        return {(int(row["step"]), row["name"]): float(row["value"]) for row in csv.DictReader(stream)}
+
+
+def assert_same(folder, expected, tolerance):
+    """The loss curves, and the weights: Adam makes steps of rounding errors, but small ones."""
+    found, wanted = curve(folder), curve(expected)
+    assert found.keys() == wanted.keys() and len(wanted) > 8
+    for key, value in wanted.items():
+        assert found[key] == pytest.approx(value, rel=tolerance, abs=tolerance), key
+    tensors, others = load_file(folder / CHECKPOINT), load_file(expected / CHECKPOINT)
+    for name, value in others.items():
+        if "statistics" in name:
+            np.testing.assert_allclose(tensors[name], value, rtol=tolerance, atol=tolerance, err_msg=name)
+    moved = [name for name in others if name.startswith("module/average") and others[name].size > 100]
+    apart = [np.abs(tensors[name] - others[name]).mean() for name in moved]
+    assert max(apart) < tolerance, dict(zip(moved, apart, strict=True))
+
+
+def test_accumulated_gradients_make_the_steps_of_the_large_batch(images, tmp_path):
+    whole = alone(diffusion(images), tmp_path / "whole")
+    assert_same(alone(diffusion(images), tmp_path / "parts", accumulate=4), whole, 1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_steps_of_one(pair, tmp_path):
+    whole = alone(diffusion(pair[0]), tmp_path / "whole")
+    assert_same(pair[0] / "diffusion", whole, 1e-4)
+    assert_same(pair[0] / "diffusion-accumulated", whole, 1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_share_persons_out_and_learn_what_one_does(pair, tmp_path):
+    assert_same(pair[0] / "light", alone(light(pair[0]), tmp_path / "whole", steps=10), 1e-4)
+    assert_same(alone(light(pair[0]), tmp_path / "parts", 4, steps=10), tmp_path / "whole", 1e-4)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_and_they_go_on_to_the_same_bits(pair):
+    folder, said = pair
+    for rank in range(2):
+        assert (folder / f"stopped-{rank}").read_text().startswith("stopped at step 7 of 20; the same command")
+        assert (folder / f"stopped-{rank}").read_text().endswith(" True")
+    assert said.count("resumed at step 7") == 1
+    found, wanted = load_file(folder / "cut" / CHECKPOINT), load_file(folder / "diffusion" / CHECKPOINT)
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert np.array_equal(found[name], value), name
+
+
+@pytest.mark.slow
+def test_only_the_first_process_writes_and_speaks(pair):
+    folder, said = pair
+    lines = [line for line in said.splitlines() if line.startswith("step 20/20")]
+    assert len(lines) == 3  # two of the diffusion, one that was cut
+    with open(folder / "diffusion" / "log.csv", newline="") as stream:
+        keys = [(row["step"], row["name"]) for row in csv.DictReader(stream)]
+    assert len(keys) == len(set(keys))
+    assert len(list((folder / "diffusion" / "tensorboard").iterdir())) == 1
+
+
+def test_under_srun_one_task_trains(monkeypatch, images, tmp_path):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    fabric = make_fabric("cpu")
+    assert isinstance(fabric._connector.cluster_environment, SLURMEnvironment)
+    fabric.launch()
+    train(diffusion(images), tmp_path, fabric, lambda line: None, steps=2)
+    assert (tmp_path / CHECKPOINT).is_file()
+
+
+def test_in_a_batch_script_without_srun_nobody_is_waited_for(monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_STEP_ID")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert isinstance(make_fabric("cpu", 2)._connector.cluster_environment, LightningEnvironment)
+
+
+@pytest.mark.parametrize(
+    ("asked", "slurm", "words"),
+    [
+        ((1, 1), {"SLURM_NTASKS": "2"}, "Slurm started 2 tasks on 1 nodes; .*or give --devices 2 --nodes 1"),
+        ((2, 1), {"SLURM_NTASKS": "4", "SLURM_NNODES": "2"}, "--nodes=1, or give --devices 2 --nodes 2"),
+        ((2, 2), {}, "Slurm started 1 tasks on 1 nodes"),
+    ],
+)  # fmt: skip
+def test_another_number_of_tasks_than_asked_for_is_refused(monkeypatch, asked, slurm, words):
+    for name, value in {**SLURM, **slurm}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=words):
+        make_fabric("cpu", *asked)
+
+
+def test_tasks_of_a_job_need_no_number_per_node(monkeypatch):
+    for name, value in {**SLURM, "SLURM_NTASKS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    fabric = make_fabric("cpu", 2)
+    assert fabric._connector.cluster_environment.world_size() == 2
+
+
+def test_one_gpu_by_name_is_not_many(monkeypatch):
+    monkeypatch.setattr("mmh_bids.training.distributed.resolve_device", lambda asked: asked)
+    with pytest.raises(UsageError, match="--device cuda:1: names one GPU"):
+        make_fabric("cuda:1", 2)
+    with pytest.raises(UsageError, match="--devices 99: this machine shows"):
+        make_fabric("cuda", 99)

@@ -1,0 +1,113 @@
+"""Toy trainings on two processes: run as a script by test_distributed.py, which compares with one process.
+
+Fabric starts the second process as it does for a user: by running this script again.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from mmh_bids.simulate.tissues import GREY, INDEX, WHITE
+from mmh_bids.training.diffusion import DiffusionRecipe
+from mmh_bids.training.distributed import make_fabric
+from mmh_bids.training.light import LightRecipe
+from mmh_bids.training.loop import Plan, fit
+from mmh_bids.training.requeue import Interrupted
+from mmh_bids.training.standards import find_samples
+
+NETWORK = {
+    "channels": [8, 16],
+    "num_res_blocks": 1,
+    "attention_levels": [False, True],
+    "num_head_channels": [0, 8],
+    "norm_num_groups": 4,
+    "style_hidden": 8,
+}
+STEPS = 20
+
+
+def make_images(folder):
+    """Three T1w brains of 12 x 12 x 10 and two T2w, balls of two tissues, and the same heads as label arrays."""
+    for number, (sequence, level) in enumerate([("T1w", 0.2), ("T1w", 0.35), ("T1w", 0.5), ("T2w", 0.4), ("T2w", 0.6)]):
+        radius = np.linalg.norm(np.indices((12, 12, 10)).T - [5.5, 5.5, 4.5], axis=-1).T
+        values = np.where(radius < 3, level + 0.3, level) + np.random.default_rng(number).normal(0, 0.02, radius.shape)
+        image = np.where(radius < 5, np.clip(values, 0.02, 1), 0).astype(np.float32)
+        name = f"sub-{number}_space-MNI152NLin2009aSym_desc-model_{sequence}.nii.gz"
+        nib.save(nib.Nifti1Image(image, np.diag([2.0, 2, 2, 1])), folder / name)
+    for number in range(2):
+        radius = np.linalg.norm(np.indices((36, 46, 46)).T - [17.5, 22.5, 22.5], axis=-1).T
+        tissue = np.full(radius.shape, INDEX["air"], np.uint8)
+        for outer, kind in ((16, INDEX["fluid"]), (14, GREY), (10 + number, WHITE)):
+            tissue[radius <= outer] = kind
+        np.savez(
+            folder / f"head-{number}_model.npz",
+            tissue=tissue,
+            texture=np.zeros(radius.shape, np.float16),
+            mask=radius <= 16,
+            rim=(radius <= 16) & (radius > 15),
+            from_model=np.diag([0.25, 0.25, 0.25, 1]),
+            centre=np.array([17.5, 22.5, 22.5]),
+            spacing=np.array(4.0),
+        )
+
+
+class Diffusion(DiffusionRecipe):
+    """Four images a step; the second process alone is told, once, that its time is up."""
+
+    stop_at = None
+
+    def losses(self, network, rng, device):
+        if rng.step == self.stop_at and rng.rank == 1 and rng.is_first:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return super().losses(network, rng, device)
+
+
+def diffusion(folder, stop_at=None):
+    """The toy diffusion on the images of `folder`; no style loss is without a weight at first."""
+    samples = find_samples([folder])
+    recipe = Diffusion(
+        samples, samples[3:4], NETWORK, {"name": "plain", "steps": 2, "top": 100}, batch=4, ramp_images=9
+    )
+    recipe.stop_at = stop_at
+    return recipe
+
+
+class Light(LightRecipe):
+    """Not validated: that is done on whole brains and takes longer than all the rest."""
+
+    def validate(self, network, device, folder, step):
+        return {"bias": float(network.everywhere.bias.abs().mean())}
+
+
+def light(folder):
+    """The toy light network: four persons twice, and three persons for the curve, which four cannot share evenly."""
+    heads = sorted(folder.glob("*.npz"))
+    return Light(heads, heads[:1], filters=4, knots=4, patch=16, batch=8, curves=6)
+
+
+def train(recipe, folder, fabric, said, accumulate=1, steps=STEPS):
+    """Fit a recipe; the network with averaged weights."""
+    plan = Plan(steps, 2e-3, warmup=2, validate_every=steps, accumulate=accumulate, average=0.5)
+    return fit(recipe, plan, folder, fabric, {}, said)
+
+
+def main(folder):
+    """All that is run on two processes; results are the folders of the trainings."""
+    fabric = make_fabric("cpu", devices=2)
+    fabric.launch()
+    train(diffusion(folder), folder / "diffusion", fabric, print)
+    train(diffusion(folder), folder / "diffusion-accumulated", fabric, print, accumulate=2)
+    train(light(folder), folder / "light", fabric, print, steps=10)
+    try:
+        train(diffusion(folder, stop_at=6), folder / "cut", fabric, print)
+    except Interrupted as stopped:
+        (folder / f"stopped-{fabric.global_rank}").write_text(f"{stopped} {stopped.time_is_up}")
+    train(diffusion(folder), folder / "cut", fabric, print)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
