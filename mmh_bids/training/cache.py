@@ -126,7 +126,7 @@ class VolumeCache:
         """Arrays of one volume by name."""
         volume = prepare(sample, self._factor)
         image, mask = from_signed(volume.image)[0, 0].numpy(), volume.mask[0, 0].numpy()
-        values = np.rint(image[mask] * _ONE).clip(1, np.iinfo(np.uint16).max).astype(np.uint16)
+        values = np.rint(image[mask] * _ONE).clip(0, np.iinfo(np.uint16).max).astype(np.uint16)
         rounded = np.zeros(image.shape, np.float32)
         rounded[mask] = values * np.float32(1 / _ONE)
         return {
