@@ -12,13 +12,12 @@ from lightning.fabric import Fabric
 from mmh_bids.errors import UsageError
 from mmh_bids.harmonizers.mmh import Mmh
 from mmh_bids.models.bundle import open_bundle
-from mmh_bids.models.memory import training_gb
+from mmh_bids.models.memory import free_gb, training_gb
 from mmh_bids.models.sampler import make_sampler
 from mmh_bids.models.unet import to_signed
 from mmh_bids.training.diffusion import DiffusionRecipe
 from mmh_bids.training.diffusion_bundle import write_stage_one
 from mmh_bids.training.loop import Interrupted, Plan, fit
-from mmh_bids.training.memory import free_gb
 from mmh_bids.training.share import Share
 from mmh_bids.training.standards import find_samples
 
@@ -114,6 +113,27 @@ def test_the_style_losses_are_weighted_and_ramped(samples):
         assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_statistics_move_when_all_passes_of_a_step_are_done(samples):
+    """In the end they are what one pass over the whole batch leaves; until then the network is shown the same style."""
+    arguments = (samples, [], NETWORK, PLAIN, 1, None, 12, 4)
+    whole, parts = DiffusionRecipe(*arguments), DiffusionRecipe(*arguments)
+    torch.manual_seed(0)
+    expected, network = whole.build(), parts.build()
+    network.load_state_dict(expected.state_dict())
+    shown = []
+    network.unet.register_forward_pre_hook(lambda module, given: shown.append(given[4][0].tolist()))
+    for step in range(2):
+        whole.losses(expected, Share(1, step), CPU)
+        before = network.statistics.mean.tolist()
+        for part in range(4):
+            parts.losses(network, Share(1, step, part=part, parts=4), CPU)
+            assert int(network.statistics.images) == 12 * (step + (part == 3))
+            assert step == 0 or (network.statistics.mean.tolist() != before) is (part == 3)
+        for name, value in expected.statistics.state_dict().items():
+            torch.testing.assert_close(network.statistics.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    assert len({tuple(style) for style in shown[4:]}) <= 2  # one for each sequence
+
+
 def test_every_sequence_is_drawn_as_often(samples):
     recipe = DiffusionRecipe(samples, [], NETWORK, PLAIN)
     labels = [int(recipe._drawn((0, number)).label) for number in range(40)]
@@ -191,7 +211,7 @@ def test_a_training_that_memory_will_not_hold_is_refused_with_what_to_change(sam
 
 
 def test_the_refusal_proposes_a_factor_that_fits(samples):
-    free = free_gb(CPU)
+    free = free_gb()
     batch = int(3 * free / (training_gb(NETWORK, (16, 16, 14), 1000) / 1000))
     recipe = DiffusionRecipe(samples, [], NETWORK, PLAIN, batch=batch)
     with pytest.raises(UsageError, match=r"\(factor 2 would need [\d.]+ GB\)") as refusal:

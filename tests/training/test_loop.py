@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_it_learns_and_logs(tmp_path, fabric):
 
 
 @pytest.mark.parametrize(
-    ("stop_at", "number"), [(1, signal.SIGTERM), (7, signal.SIGINT), (13, signal.SIGTERM), (29, signal.SIGTERM)]
+    ("stop_at", "number"), [(1, signal.SIGTERM), (7, signal.SIGINT), (13, signal.SIGUSR1), (29, signal.SIGTERM)]
 )
 def test_an_interrupted_training_ends_at_the_same_weights(tmp_path, fabric, stop_at, number):
     whole = weights(fit(Line(), PLAN, tmp_path / "whole", fabric, {}, quiet))
@@ -82,6 +83,50 @@ def test_an_interrupted_training_ends_at_the_same_weights(tmp_path, fabric, stop
     assert said[0] == f"resumed at step {stop_at}"
     for key, value in whole.items():
         assert np.array_equal(value, again[key]), key
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch_and_clipped_once(tmp_path, monkeypatch):
+    """Adam takes gradients of any scale for the same, so they are looked at where they are clipped."""
+
+    class Halves(Line):
+        def build(self):
+            return torch.nn.Linear(1, 1)
+
+        def losses(self, network, rng, device):
+            x = torch.tensor([[item.rng.standard_normal()] for item in rng.items(16)]).float()
+            return {"loss": (network(x) - 2 * x - 1).square().mean()}
+
+    def clipped(accumulate, folder):
+        fabric, found = fabric_module.Fabric(accelerator="cpu", devices=1), []
+        clip = fabric.clip_gradients
+
+        def look(network, optimizer, max_norm):
+            found.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]).clone())
+            return clip(network, optimizer, max_norm=max_norm)
+
+        monkeypatch.setattr(fabric, "clip_gradients", look)
+        fit(Halves(), Plan(steps=3, accumulate=accumulate), tmp_path / folder, fabric, {}, quiet)
+        return torch.stack(found)
+
+    whole, parts = clipped(1, "whole"), clipped(4, "parts")
+    assert len(whole) == len(parts) == 3
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    assert whole[0].norm() > 1
+
+
+def test_the_passes_of_a_step_may_differ_when_it_goes_on(tmp_path, fabric):
+    """A job may come back with more memory or less."""
+    with pytest.raises(Interrupted):
+        fit(Line(5), PLAN, tmp_path, fabric, {}, quiet)
+    said = []
+    fit(Line(), replace(PLAN, accumulate=2), tmp_path, fabric, {}, said.append)
+    assert said[0] == "resumed at step 5"
+
+
+def test_all_processes_must_see_the_same_checkpoint(tmp_path, fabric, monkeypatch):
+    monkeypatch.setattr(fabric, "all_gather", lambda steps: torch.stack([steps, steps + 5]))
+    with pytest.raises(UsageError, match="not all processes see the same one; --work must lie where every node"):
+        fit(Line(), PLAN, tmp_path, fabric, {}, quiet)
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path, fabric):
