@@ -10,7 +10,6 @@ torch is imported when the first image comes: the command line loads a harmonize
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +19,15 @@ from numpy.typing import NDArray
 from mmh_bids.errors import BundleError, ImageError
 from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result, check_known, check_shapes
 from mmh_bids.harmonizers.moments import brain_moments, match_moments
+from mmh_bids.models.acceleration import Acceleration, choose_acceleration
 from mmh_bids.models.bundle import Bundle
 from mmh_bids.models.memory import inference_gb
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from mmh_bids.models.sampler import Predictor, Sampler
-    from mmh_bids.models.unet import StyleUNet
 
 WEIGHTS_FILE = "unet.safetensors"
 _AGAIN = "train the bundle again, or choose another with --model"
@@ -72,8 +72,9 @@ class Mmh:
         self.device = device
         self.looks = looks
         self.sequences = tuple(sequence for sequence in SEQUENCES if (sequence, "unified") in looks)
-        self.mem_gb = inference_gb(bundle.card["network"], bundle.shape)
-        self._networks: dict[str, StyleUNet] = {}
+        self.mem_gb = inference_gb(bundle.card["network"], bundle.shape, networks=self._weight_sets)
+        self._networks: dict[str, nn.Module] = {}
+        self._chosen: Acceleration | None = None
 
     @classmethod
     def load(cls, bundle: Bundle, device: str) -> Mmh:
@@ -121,15 +122,15 @@ class Mmh:
 
         Returns
         -------
-        `Result` whose volume is in [0, 1] and zero outside `mask`; details name the stage, the sampler, its steps and
-        the numbers' precision.
+        `Result` whose volume is in [0, 1] and zero outside `mask`; details name the stage, the sampler, its steps, the
+        numbers' precision and the thickness of the slabs (null for none).
 
         Raises
         ------
         BundleError
             Weights, network and sampler of the bundle do not go together.
         ImageError
-            No brain in the mask, or no memory left on the GPU.
+            No brain in the mask, or too little memory left.
         """
         self.check_target(target, sequence)
         mask = check_shapes(volume, mask)
@@ -171,8 +172,7 @@ class Mmh:
         from mmh_bids.models.gradient import gradient_condition
         from mmh_bids.models.unet import SEQUENCE_CLASS, from_signed, to_signed
 
-        sampler, dtype = self._sampler(), self._dtype()
-        half = torch.autocast("cuda", dtype) if dtype != torch.float32 else nullcontext()
+        sampler, precision = self._sampler(), self._acceleration().dtype
         label = torch.tensor([SEQUENCE_CLASS[sequence]], device=self.device)
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             image = to_signed(torch.from_numpy(volume)[None, None].to(self.device))
@@ -183,12 +183,17 @@ class Mmh:
                 style = torch.tensor([look.style], device=self.device)
 
                 def predict(noisy: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-                    with half:
-                        return network(noisy, condition, timesteps, label, style).float()
+                    # between the passes everything is float32
+                    return network(noisy, condition, timesteps, label, style).float()
 
                 return predict
 
             signed = sampler.denoise(predictor(down), sampler.invert(predictor(up), image))
+        if precision == "float16" and not bool(torch.isfinite(signed).all()):
+            # weights that need more than float16 reaches, such as those trained in float32: from now on without
+            self._chosen = Acceleration(channels_last=False)
+            self._networks.clear()
+            return self._pass(volume, sequence, up, down)
         return from_signed(signed)[0, 0].cpu().numpy()
 
     def _details(self, look: TargetLook) -> dict[str, Any]:
@@ -197,21 +202,28 @@ class Mmh:
             "Stage": 1,
             "Sampler": sampler.card,
             "Steps": {"Inversion": len(sampler.up), "Denoising": len(sampler.down)},
-            "DType": str(self._dtype()).removeprefix("torch."),
+            "DType": self._acceleration().dtype,
+            "Slabs": self._acceleration().planes,
             "RunningMean": _short(look.style[0]),
             "RunningStandardDeviation": _short(look.style[1]),
         }
 
-    def _dtype(self) -> torch.dtype:
-        """Half precision where the hardware has it; between the passes everything stays in float32."""
-        import torch
+    @property
+    def _weight_sets(self) -> int:
+        """How many networks an image may need at once."""
+        return min(2, len({look.weights for look in self.looks.values()}))
 
-        if self.device == "cpu":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    def _acceleration(self) -> Acceleration:
+        """How passes are computed, settled when the first image comes."""
+        if self._chosen is None:
+            card = self.bundle.card["network"]
+            self._chosen = choose_acceleration(
+                card, self.bundle.shape, self.device, self.bundle.name, self._weight_sets
+            )
+        return self._chosen
 
-    def _loaded(self, weights: str) -> StyleUNet:
-        """The network with the weights of a file, on the device."""
+    def _loaded(self, weights: str) -> nn.Module:
+        """The network with the weights of a file, on the device, as it is to be run."""
         import torch
 
         from mmh_bids.models.unet import StyleUNet
@@ -226,7 +238,7 @@ class Mmh:
                 raise BundleError(
                     f"--model {self.bundle.name}: {weights} does not fit the card's network ({first}); {_AGAIN}"
                 ) from None
-            self._networks[weights] = network.eval().to(self.device)
+            self._networks[weights] = self._acceleration().prepared(network, self.device)
         return self._networks[weights]
 
 

@@ -172,18 +172,23 @@ class StyleUNet(nn.Module):
         -------
         (B, 1, X, Y, Z).
         """
-        shape = noisy.shape[2:]
-        volume = torch.cat([noisy, condition], dim=1)
-        missing = [-size % self.multiple for size in shape]
-        if any(missing):
-            # the edge goes on: a jump to zero, which is grey on this scale, would be an edge that is not there
-            volume = functional.pad(volume, [part for gap in reversed(missing) for part in (0, gap)], "replicate")
+        volume = self.padded(noisy, condition)
         self._set_style(style)
         try:
             noise = self.network(volume, timesteps, class_labels=sequence)
         finally:
             self._set_style(None)  # what stays behind could not be copied, and would keep the graph alive
-        return noise[..., : shape[0], : shape[1], : shape[2]]
+        x, y, z = noisy.shape[2:]
+        return noise[..., :x, :y, :z]
+
+    def padded(self, noisy: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Both inputs (B, 1, X, Y, Z) as channels, their sizes brought to a multiple of `multiple`."""
+        volume = torch.cat([noisy, condition], dim=1)
+        missing = [-size % self.multiple for size in noisy.shape[2:]]
+        if any(missing):
+            # the edge goes on: a jump to zero, which is grey on this scale, would be an edge that is not there
+            volume = functional.pad(volume, [part for gap in reversed(missing) for part in (0, gap)], "replicate")
+        return volume
 
     def _set_style(self, style: torch.Tensor | None) -> None:
         for resnets, mlp in zip(self._resnets(), self.styles, strict=True):

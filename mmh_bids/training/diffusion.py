@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from mmh_bids.errors import UsageError
 from mmh_bids.models.gradient import gradient_condition
-from mmh_bids.models.memory import training_gb
+from mmh_bids.models.memory import free_gb, training_gb
 from mmh_bids.models.sampler import Sampler, estimate_clean, make_sampler, training_schedule
 from mmh_bids.models.unet import SEQUENCE_CLASS, StyleUNet, from_signed
 from mmh_bids.training.cache import VolumeCache
@@ -36,7 +36,7 @@ from mmh_bids.training.losses import (
     style_losses,
     wasserstein,
 )
-from mmh_bids.training.memory import free_gb, require_memory
+from mmh_bids.training.memory import require_memory
 from mmh_bids.training.pictures import save_comparison
 from mmh_bids.training.share import Item, Share
 from mmh_bids.training.standards import Sample
@@ -181,7 +181,8 @@ class DiffusionRecipe:
         The first step does so too; call it before `loop.fit` to have it said before anything is written.
         """
         needed = self._gb(self.factor)
-        fits = [factor for factor in range(self.factor + 1, _MOST_FACTOR + 1) if self._gb(factor) <= free_gb(device)]
+        free = free_gb(str(device))
+        fits = [factor for factor in range(self.factor + 1, _MOST_FACTOR + 1) if self._gb(factor) <= free]
         proposal = f" (factor {fits[0]} would need {self._gb(fits[0]):.1f} GB)" if fits else ""
         channels = self._arguments["channels"]
         change = (

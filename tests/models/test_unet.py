@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmh_bids.models.unet import AdaptiveInstanceNorm, StyleUNet, from_signed, to_signed
 
@@ -53,6 +54,37 @@ def test_all_attention_is_memory_efficient():
     blocks = [module for module in network().modules() if hasattr(module, "use_flash_attention")]
     assert len(blocks) == 1 + 1 + 2  # down, middle, up
     assert all(block.use_flash_attention for block in blocks)
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the operations that run, and the largest tensor that one of them makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.largest = [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        self.names.append(str(function))
+        sizes = [one.numel() for one in (out if isinstance(out, tuple) else [out]) if isinstance(one, torch.Tensor)]
+        self.largest = max([self.largest, *sizes])
+        return out
+
+
+def test_no_matrix_of_all_tokens_with_all_tokens_is_made():
+    """Not a flag of MONAI's but what runs: at the paper's size such a matrix would hold 5.8e9 numbers a head."""
+    made, tokens = network(), 12 * 12 * 12
+    with torch.no_grad(), Recorder() as seen:
+        made(*inputs((48, 48, 48)))
+    assert sum("scaled_dot_product" in name for name in seen.names) == 4
+    assert seen.largest < tokens**2
+    plain = network()
+    for module in plain.modules():
+        if hasattr(module, "use_flash_attention"):
+            module.use_flash_attention = False
+    with torch.no_grad(), Recorder() as seen:
+        plain(*inputs((48, 48, 48)))
+    assert seen.largest >= tokens**2
 
 
 def test_only_the_up_blocks_are_modulated():
