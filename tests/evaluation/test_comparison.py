@@ -76,6 +76,19 @@ def test_differences_are_in_units_of_the_contrast(measure, grid, image, common):
         measure.Comparison(images, ("a", "b"), "T2w", grid, common, "head 1, T2w, m")
 
 
+def test_dice_is_that_of_the_image_with_the_truth(measure, grid, image, common):
+    """A shell of the cortex, a third of it, that shows as white matter: Dice by hand."""
+    radius = np.sqrt(((np.indices(SHAPE) - 23.5) ** 2).sum(0))
+    shell = (radius >= 12) & (radius < 14)
+    wrong = np.where(shell, image + 0.3, image).astype(np.float32)
+    one = measure.Comparison({"a": wrong, "b": wrong, "u": image}, ("a", "b"), "T1w", grid, common, "x")
+    cortex, white, fluid = ((grid.tissue == INDEX[name]).sum() for name in ("cortex", "white_matter", "fluid"))
+    lost = shell.sum()
+    dice = [1.0, 2 * (cortex - lost) / (2 * cortex - lost), 2 * white / (2 * white + lost)]
+    assert min(cortex - lost, fluid) > 1000 and np.mean(dice) < 0.9
+    assert one.tissue()["dice"] == pytest.approx(np.mean(dice), abs=0.03)
+
+
 def test_change_is_that_of_visits_and_of_the_unified_image(measure, light_parts, grid, image, common):
     def compare(*some):
         images = dict(zip("abu", some, strict=True))
