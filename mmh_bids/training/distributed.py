@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from datetime import timedelta
 from typing import Any
@@ -11,6 +12,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch.nn.parallel import DistributedDataParallel
 
 from mmh_bids.errors import UsageError
 from mmh_bids.interfaces.child import resolve_device
@@ -45,9 +47,15 @@ def make_fabric(device: str, devices: int = 1, nodes: int = 1, precision: str = 
     options: dict[str, Any] = {"accelerator": kind, "precision": precision}
     if devices * nodes == 1:
         return Fabric(devices=[int(number)] if number else 1, plugins=_plugins(), **options)
-    # buffers are kept equal by the recipes: broadcasting them in every pass would undo an update half way
-    strategy = DDPStrategy(timeout=_PATIENCE, broadcast_buffers=False, gradient_as_bucket_view=True)
+    wrapping: dict[str, Any] = {"gradient_as_bucket_view": True, _buffer_option(): False}
+    strategy = DDPStrategy(timeout=_PATIENCE, **wrapping)
     return Fabric(devices=devices, num_nodes=nodes, strategy=strategy, plugins=_plugins(), **options)
+
+
+def _buffer_option() -> str:
+    """What torch calls the option: recipes keep buffers equal; written to in every pass, autograd would refuse them."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    return "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
 
 
 def is_first() -> bool:

@@ -236,18 +236,20 @@ class _Trainer:
         log = _Log(self.folder) if self.fabric.is_global_zero else None
         last_saved, began, first = time.monotonic(), time.monotonic(), step
         sums: dict[str, float] = {}
+        summed = 0
         with StopRequests() as stop:
             while step < self.plan.steps:
                 losses, asked, time_is_up = self._step(step, wrapped, optimizer, stop)
                 _average(average, network, min(self.plan.average, (1 + step) / (10 + step)))
-                step += 1
+                step, summed = step + 1, summed + 1
                 for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + value / 10
+                    sums[name] = sums.get(name, 0.0) + value
                 if log and step % 10 == 0:
-                    log.write(step, {f"train/{name}": value for name, value in sums.items()})
+                    means = {name: value / summed for name, value in sums.items()}
+                    log.write(step, {f"train/{name}": value for name, value in means.items()})
                     pace = (time.monotonic() - began) / (step - first)
-                    self.say(f"step {step}/{self.plan.steps}: loss {sums['loss']:.4f}, {pace:.2f} s a step")
-                    sums = {}
+                    self.say(f"step {step}/{self.plan.steps}: loss {means['loss']:.4f}, {pace:.2f} s a step")
+                    sums, summed = {}, 0
                 if step % self.plan.validate_every == 0 or step == self.plan.steps:
                     self._validate(average, step, log)
                 due = time.monotonic() - last_saved > self.plan.checkpoint_seconds
@@ -300,6 +302,7 @@ class _Trainer:
         return dict(zip(losses, values, strict=True)), asked > 0, time_is_up > 0
 
     def _validate(self, average: nn.Module, step: int, log: _Log | None) -> None:
+        """On the first process; what the others are to know of it must be broadcast."""
         if log is None:
             return
         with torch.no_grad():

@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 from workout import diffusion, light, make_images, train
 
 from mmh_bids.errors import UsageError
+from mmh_bids.models.bundle import open_bundle
 from mmh_bids.training.distributed import make_fabric
 from mmh_bids.training.loop import CHECKPOINT
 
@@ -111,6 +113,32 @@ def test_only_the_first_process_writes_and_speaks(pair):
         keys = [(row["step"], row["name"]) for row in csv.DictReader(stream)]
     assert len(keys) == len(set(keys))
     assert len(list((folder / "diffusion" / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_the_command_on_two_processes_is_terminated_and_goes_on(images, tmp_path):
+    command = [
+        sys.executable, "-m", "mmh_bids.cli.train", "global", images, "--method", "mmh-diffusion",
+        "--held-out", "sub-2", "--factor", "1", "--batch", "2", "--steps", "20", "--validate-every", "20",
+        "--sampler", "2", "--device", "cpu", "--devices", "2",
+        "--output", tmp_path / "toy", "--work", tmp_path / "work",
+    ]  # fmt: skip
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": {**os.environ, **CLEAN}}
+    with subprocess.Popen(command, **options) as process:
+        until = time.monotonic() + 300
+        while not (tmp_path / "work" / "log.csv").exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        process.terminate()
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 75, err
+    assert err.count("mmh-train: stopped at step") == 1
+    assert out.count("5/5 images prepared") == 1
+    assert not (tmp_path / "toy").exists()
+    again = subprocess.run(command, timeout=300, check=False, **options)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("resumed at step") == 1 and "images prepared" not in again.stdout
+    assert again.stdout.count("bundle toy, held-out") == 1
+    assert open_bundle(tmp_path / "toy").card["training"]["recipe"]["batch"] == 2
 
 
 def test_under_srun_one_task_trains(monkeypatch, images, tmp_path):
