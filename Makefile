@@ -24,10 +24,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c $(CONSTRAINTS)
 METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo test test-slow test-real lint types validate sample picture \
+.PHONY: help demo test test-slow test-real cluster-test lint types validate sample picture \
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
-	benchmark-travelling benchmark-parts benchmark-diffusion \
-	train-light train-diffusion env env-test torch clean
+	benchmark-travelling benchmark-parts benchmark-diffusion benchmark-training-data \
+	train-light train-looks train-diffusion benchmark-target env env-test torch clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{ printf "  %-24s %s\n", $$1, $$2 }'
@@ -50,6 +50,10 @@ test-slow: env-test  ## the longer tests
 test-real: env-test  ## the longer tests that need the data in $MMH_SHARED
 	@test -d "$(MMH_SHARED)/data" || { echo "error: no data under $(MMH_SHARED): set MMH_SHARED" >&2; exit 1; }
 	$(BIN)/python -m pytest -q -n $(JOBS) -m slow -k real
+
+cluster-test: env-test  ## a training on a real Slurm: two tasks, interrupted, requeued; needs sbatch
+	@command -v sbatch >/dev/null || { echo "error: no sbatch: run this where Slurm is" >&2; exit 1; }
+	$(BIN)/python -m pytest -q -m cluster
 
 lint: env-test  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -100,6 +104,9 @@ benchmark-diffusion: env-test  ## the bundle of train-diffusion beside the light
 	$(BIN)/python benchmarks/travelling.py --heads 13 --docs docs/benchmarks/stage-one \
 	  --methods zscore mmh-light mmh-diffusion truth --model mmh-diffusion=build/mmh-diffusion
 
+benchmark-training-data: env-test  ## reading training volumes: from the cache and from NIfTI files, time and memory
+	$(BIN)/python benchmarks/training_data.py
+
 benchmark-real-multisite: env-test  ## spread between the sites of the real heads, and lesions, before and after
 	$(BIN)/python benchmarks/real_multisite.py build/real-multisite
 
@@ -108,6 +115,31 @@ train-light: env-test  ## train the bundle mmh-light into build/mmh-light; an ho
 	$(BIN)/mmh-train global $(wildcard $(addprefix $(MMH_SHARED)/data/labelmaps/head-,$(addsuffix _dseg.nii.gz,01 02 03 04 05 06 07 08 09 10 11 12))) \
 	  --held-out head-04 head-09 --output build/mmh-light --work build/train-light --overwrite \
 	  --source "Label maps of SynthSeg's training set (Apache-2.0, Billot et al. 2023)."
+
+# Two looks for mmh-light, of scanners A (3 T) and B (1.5 T): ten heads scanned on both, half an hour of preprocessing, as long
+# again for stage 1, ten minutes for the looks. A dataset numbers its participants, so sub-04 is head-04 and head-12.
+LOOKS := build/looks
+LOOK_HEADS_1 := head-01 head-02 head-03 head-04 head-06 head-07
+LOOK_HEADS_2 := head-08 head-09 head-10 head-12
+define look_images
+	mkdir -p $(LOOKS)
+	test -e $(LOOKS)/raw-$(1).txt || { \
+	  $(BIN)/mmh-simulate heads $(LOOKS)/raw-$(1) --scanners A B --overwrite \
+	    --labels $(patsubst %,$(MMH_SHARED)/data/labelmaps/%_dseg.nii.gz,$(2)) && echo $(2) > $(LOOKS)/raw-$(1).txt; }
+	$(BIN)/mmh $(LOOKS)/raw-$(1) $(LOOKS)/none-$(1) participant --method none -w $(LOOKS)/app-$(1)
+endef
+LOOK_FLAGS := --held-out sub-04 --no-transfer --cache $(LOOKS)/removed --overwrite \
+	--source "Simulated scans of label maps of SynthSeg's training set (Apache-2.0, Billot et al. 2023)."
+train-looks: env-test  ## stage 2 of mmh-light for two simulated scanners, into build/looks/both; an hour on two cores, resumes
+	$(call look_images,1,$(LOOK_HEADS_1))
+	$(call look_images,2,$(LOOK_HEADS_2))
+	$(BIN)/mmh-train target $(LOOKS)/none-1 $(LOOKS)/none-2 --target-site A --label sim-A $(LOOK_FLAGS) \
+	  --output $(LOOKS)/one --work $(LOOKS)/work-A
+	$(BIN)/mmh-train target $(LOOKS)/none-1 $(LOOKS)/none-2 --target-site B --label sim-B $(LOOK_FLAGS) \
+	  --bundle $(LOOKS)/one --name mmh-light --output $(LOOKS)/both --work $(LOOKS)/work-B
+
+benchmark-target: train-looks  ## stage 2 against the truth: scans of other scanners in the look of two targets; an hour more
+	$(BIN)/python benchmarks/target.py --looks $(LOOKS) --model $(LOOKS)/both --targets A=sim-A B=sim-B
 
 # Stage 1 as published, as small as two cores can train: three heads on three scanners, 6 mm. Head 04 validates.
 DIFFUSION_LABELS := $(addprefix $(MMH_SHARED)/data/labelmaps/head-,$(addsuffix _dseg.nii.gz,01 02 04))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmh_bids import __version__
+from mmh_bids.cli.train_target import add_target
 from mmh_bids.errors import EXIT_INTERRUPTED, EXIT_OK, MmhError, UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     standards.add_argument("--overwrite", action="store_true", help="replace the bundle that is in FOLDER")
     standards.set_defaults(run=_standards)
     _add_global(commands)
+    add_target(commands)
     return parser
 
 

@@ -14,7 +14,7 @@ torch is imported when the first image comes: the command line loads a harmonize
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,15 +107,29 @@ class MmhLight:
         ImageError
             An empty or tiny mask, no contrast, values that are not finite, or no memory left on the GPU.
         """
-        import torch
-
         self.check_target(target, sequence)
         mask = check_shapes(volume, mask)
-        values = brain_values(volume[0], mask)
+        out, details = self.unify(volume[0], mask, sequence)
+        if reference is not None and target.startswith("image:"):
+            mean, std = brain_moments(reference.volume[0], reference.mask)
+            out = match_moments(out, mask, mean, std)
+            details |= {"StatisticsMatching": {"Mean": round(mean, 6), "StandardDeviation": round(std, 6)}}
+        elif target != "unified":
+            out = self.look(out, mask, sequence, target)
+            details |= {"Stage": 2}
+        return Result(out[np.newaxis], details=details)
+
+    def unify(
+        self, volume: NDArray[np.float32], mask: NDArray[np.bool_], sequence: str
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Stage 1 of one volume (X, Y, Z): the unified look, and the details; errors as those of `harmonize`."""
+        import torch
+
+        values = brain_values(volume, mask)
         if float(np.ptp(values)) <= 1e-6 * float(np.abs(values).max()):
             raise ImageError("the brain has one and the same intensity all over, so there is no contrast to harmonize")
         try:
-            flat, before = evened(np.where(mask, volume[0], 0), mask, self.bundle.affine)
+            flat, before = evened(np.where(mask, volume, 0), mask, self.bundle.affine)
             first, mean, std = self.run(flat, mask, sequence)
             second, *_ = self.run(first, mask, sequence)
         except torch.OutOfMemoryError:
@@ -124,19 +138,12 @@ class MmhLight:
         out, levels = levelled(unified, mask, self.bundle.affine, self.levels(sequence))
         details = {"Stage": 1, "Sampler": "two passes", "Steps": 2, "DType": "float32"}
         details |= {"BrainMean": mean, "BrainStd": std, "EvenedField": [before, after], "TissueLevels": levels}
-        if reference is not None and target.startswith("image:"):
-            mean, std = brain_moments(reference.volume[0], reference.mask)
-            out = match_moments(out, mask, mean, std)
-            details |= {"StatisticsMatching": {"Mean": round(mean, 6), "StandardDeviation": round(std, 6)}}
-        elif target != "unified":
-            out = self._look(sequence, target, out, mask)
-            details |= {"Stage": 2}
-        return Result(out[np.newaxis], details=details)
+        return out, details
 
-    def _look(
-        self, sequence: str, target: str, unified: NDArray[np.float32], mask: NDArray[np.bool_]
+    def look(
+        self, unified: NDArray[np.float32], mask: NDArray[np.bool_], sequence: str, target: str
     ) -> NDArray[np.float32]:
-        """Give a volume in the unified look that of a site (`mmh_bids.models.look`)."""
+        """Stage 2 of what `unify` gave: the look of a site (`mmh_bids.models.look`)."""
         import torch
 
         from mmh_bids.models.look import Look

@@ -1,9 +1,9 @@
 """A target look for the light harmonizer: what brings the unified look of a sequence to that of a site. Torch only.
 
-Stage 1 has given every tissue its level, so that what a site's look differs in is how bright a tissue is there. A look is
-one rising curve of intensity, and curves that vary smoothly over the template's brain and are added to it: two tissues
-of one intensity in the unified look may differ at the site. Neither can move an edge, and a look of some thousand
-numbers is small enough to ship by the dozen.
+Stage 1 has given every tissue its level, so that what a site's look differs in is how bright a tissue is there. A look
+is one rising curve of intensity, and curves that vary smoothly over the template's brain and are added to it: two
+tissues of one intensity in the unified look may differ at the site. Neither can move an edge, and a look of some
+thousand numbers is small enough to ship by the dozen.
 """
 
 from __future__ import annotations
@@ -82,9 +82,17 @@ class Look(nn.Module):
 
     @torch.no_grad()
     def start(self, levels: torch.Tensor) -> None:
-        """Begin with a curve given by its ascending values (knots,) at the knots; it is moved to begin at zero."""
-        self.rises.copy_(torch.diff(levels).clamp_min(0))
-        self.rises[0] += levels[0].clamp_min(0)
+        """Begin with the curve of given ascending values (knots,) at the knots; below zero counts as zero.
+
+        Examples
+        --------
+        >>> look = Look(knots=4)
+        >>> look.start(torch.tensor([-0.5, 0.25, 0.5, 1.5]))
+        >>> look.levels.tolist()
+        [0.0, 0.25, 0.5, 1.5]
+        """
+        levels = levels.clamp_min(0)
+        self.rises.copy_(torch.diff(functional.pad(levels[1:], (1, 0))))
 
     def _one_curve(self, axis: torch.Tensor) -> torch.Tensor:
         levels = self.levels
@@ -96,20 +104,11 @@ class Look(nn.Module):
 
 
 class Looks(nn.Module):
-    """One `Look` a sequence, by name, and how many steps they were trained.
-
-    Attributes
-    ----------
-    steps
-        Number of steps of style transfer so far.
-    """
-
-    steps: torch.Tensor
+    """One `Look` a sequence, by name."""
 
     def __init__(self, sequences: Sequence[str]) -> None:
         super().__init__()
         self.looks = nn.ModuleDict({sequence: Look() for sequence in sequences})
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     def __getitem__(self, sequence: str) -> Look:
         look = self.looks[sequence]
@@ -119,3 +118,7 @@ class Looks(nn.Module):
     def forward(self, volume: torch.Tensor, sequence: str) -> torch.Tensor:
         """Give volumes (B, 1, X, Y, Z) of a sequence its look."""
         return self[sequence](volume)
+
+    def roughness(self, sequence: str) -> torch.Tensor:
+        """See `Look.roughness`."""
+        return self[sequence].roughness
