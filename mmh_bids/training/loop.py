@@ -25,9 +25,15 @@ from torch import nn
 from mmh_bids.errors import UsageError
 from mmh_bids.training.checkpoint import load_checkpoint, read_facts, save_checkpoint
 from mmh_bids.training.requeue import Interrupted, StopRequests
+from mmh_bids.training.schedule import Plateau
 from mmh_bids.training.share import Share
 
 CHECKPOINT = "checkpoint.safetensors"
+_OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+#: What plateau multiplies by: torch's default.
+_REDUCTION = 0.1
+#: Fields that came later; older checkpoints are of their defaults.
+_LATER = {"optimizer": "adamw", "schedule": "cosine", "patience": 2, "monitor": ""}
 
 
 @dataclass(frozen=True)
@@ -39,32 +45,47 @@ class Plan:
     steps
         Optimizer steps in all.
     learning_rate
-        Of AdamW at its top: linear warm-up over `warmup` steps, then half a cosine to zero.
+        At its top: linear warm-up over `warmup` steps, then as `schedule` has it.
     warmup, weight_decay, clip
-        Steps; AdamW's decay; largest gradient norm.
+        Steps; decay of the optimizer; largest gradient norm, None for any.
     average
-        Decay of the running average of the weights, which is what is validated and kept.
+        Decay of the running average of the weights, which is what is validated and kept; 0 for the weights themselves.
     seed
         Of weights and data.
     validate_every, checkpoint_seconds
         Steps between validations; seconds between checkpoints.
     accumulate
         Passes, each over its share of the batch, whose gradients are added up before the optimizer steps.
+    optimizer
+        ``adamw`` or ``adam``.
+    schedule
+        ``cosine``: half of one, to zero at the last step. ``plateau``: the same until the error called `monitor` did
+        not improve in `patience` validations, then a tenth, and so on.
     """
 
     steps: int
     learning_rate: float = 1e-3
     warmup: int = 20
     weight_decay: float = 1e-4
-    clip: float = 1.0
+    clip: float | None = 1.0
     average: float = 0.99
     seed: int = 0
     validate_every: int = 100
     checkpoint_seconds: float = 120.0
     accumulate: int = 1
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    patience: int = 2
+    monitor: str = ""
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in _OPTIMIZERS or self.schedule not in ("cosine", "plateau"):
+            raise ValueError(f"optimizer {self.optimizer} and schedule {self.schedule}: one of them is unknown")
+        if self.schedule == "plateau" and not self.monitor:
+            raise ValueError("schedule plateau needs the name of the error to monitor")
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step, a function of its number alone.
+        """Learning rate of a step, a function of its number alone; what `Plateau` makes of it is not in it.
 
         >>> plan = Plan(steps=100, learning_rate=1.0, warmup=10)
         >>> plan.rate(0), plan.rate(9), round(plan.rate(99), 3)
@@ -72,6 +93,8 @@ class Plan:
         """
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
+        if self.schedule == "plateau":
+            return self.learning_rate
         done = (step + 1 - self.warmup) / max(1, self.steps - self.warmup)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -87,7 +110,7 @@ class Recipe(Protocol):
         ...
 
     def groups(self, network: nn.Module) -> list[dict[str, Any]]:
-        """Return the parameters as groups for AdamW: ``params``, and ``factor`` on the learning rate."""
+        """Return the parameters as groups for the optimizer: ``params``, and ``factor`` on the learning rate."""
         ...
 
     def losses(self, network: nn.Module, rng: Share, device: torch.device) -> dict[str, torch.Tensor]:
@@ -173,13 +196,15 @@ def fit(
     # on its device before the optimizer is filled from a checkpoint: Adam's moments go where the weights are
     network = recipe.build().to(fabric.device)
     average = copy.deepcopy(network).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(recipe.groups(network), plan.learning_rate, weight_decay=plan.weight_decay)
+    optimizer = _OPTIMIZERS[plan.optimizer](recipe.groups(network), plan.learning_rate, weight_decay=plan.weight_decay)
+    plateau = Plateau(plan.patience, _REDUCTION) if plan.schedule == "plateau" else None
     all_facts = {"plan": _lasting(plan), **facts}
-    step = _resume(folder / CHECKPOINT, network, average, optimizer, all_facts, fabric, say)
+    step = _resume(folder / CHECKPOINT, network, average, optimizer, plateau, all_facts, fabric, say)
     wrapped, wrapped_optimizer = fabric.setup(network, optimizer)
     for method in getattr(recipe, "forward_methods", ()):
         wrapped.mark_forward_method(method)
-    _Trainer(recipe, plan, folder, fabric, all_facts, say).run(step, network, wrapped, average, wrapped_optimizer)
+    trainer = _Trainer(recipe, plan, folder, fabric, all_facts, say, plateau)
+    trainer.run(step, network, wrapped, average, wrapped_optimizer)
     return average.cpu()
 
 
@@ -189,7 +214,8 @@ def _silent(line: str) -> None:
 
 def _lasting(plan: Plan) -> dict[str, Any]:
     """What a resumed training must share; the passes are free, so that it can go on with more devices or fewer."""
-    return {name: value for name, value in asdict(plan).items() if name != "accumulate"}
+    kept = {name: value for name, value in asdict(plan).items() if name != "accumulate"}
+    return {name: value for name, value in kept.items() }
 
 
 def _resume(
@@ -197,13 +223,14 @@ def _resume(
     network: nn.Module,
     average: nn.Module,
     optimizer: torch.optim.Optimizer,
+    plateau: Plateau | None,
     facts: Mapping[str, Any],
     fabric: Fabric,
     say: Callable[[str], None],
 ) -> int:
     """Fill everything from the checkpoint if there is one; the number of the next step."""
     stored: dict[str, Any] = read_facts(path) if path.exists() else {"step": 0}
-    step, scaler = int(stored.pop("step")), stored.pop("scaler", {})
+    step, scaler, reached = int(stored.pop("step")), stored.pop("scaler", {}), stored.pop("plateau", None)
     if not _same_everywhere(fabric, step):
         raise UsageError(f"{path}: not all processes see the same one; --work must lie where every node sees it")
     if not stored:
@@ -213,6 +240,8 @@ def _resume(
         raise UsageError(f"{path}: of a training with other {', '.join(different)}; choose another folder")
     load_checkpoint(path, {"network": network, "average": average}, {"adam": optimizer})
     fabric.strategy.precision.load_state_dict(scaler)
+    if plateau:
+        plateau.load_state_dict(reached)
     say(f"resumed at step {step}")
     return step
 
@@ -231,6 +260,7 @@ class _Trainer:
     fabric: Fabric
     facts: Mapping[str, Any]
     say: Callable[[str], None]
+    plateau: Plateau | None
 
     def run(self, step: int, network: nn.Module, wrapped: Any, average: nn.Module, optimizer: Any) -> None:
         log = _Log(self.folder) if self.fabric.is_global_zero else None
@@ -251,7 +281,7 @@ class _Trainer:
                     self.say(f"step {step}/{self.plan.steps}: loss {means['loss']:.4f}, {pace:.2f} s a step")
                     sums, summed = {}, 0
                 if step % self.plan.validate_every == 0 or step == self.plan.steps:
-                    self._validate(average, step, log)
+                    self._heed(self._validate(average, step, log))
                 due = time.monotonic() - last_saved > self.plan.checkpoint_seconds
                 if due or asked or step == self.plan.steps:
                     self._save(step, network, average, optimizer)
@@ -264,8 +294,9 @@ class _Trainer:
 
     def _step(self, step: int, network: Any, optimizer: Any, stop: StopRequests) -> tuple[dict[str, float], bool, bool]:
         """One step of the optimizer; its losses, and whether any process was asked to stop, and by SIGUSR1."""
+        rate = self.plan.rate(step) * 1
         for group in optimizer.param_groups:
-            group["lr"] = self.plan.rate(step) * group["factor"]
+            group["lr"] = rate * group["factor"]
         network.train()
         losses: dict[str, torch.Tensor] = {}
         parts = self.plan.accumulate
@@ -282,7 +313,8 @@ class _Trainer:
         values, asked, time_is_up = self._agree(losses, stop)
         if not math.isfinite(values["loss"]):
             raise UsageError(f"the loss is {values['loss']} at step {step}; lower the learning rate")
-        self.fabric.clip_gradients(network, optimizer, max_norm=self.plan.clip)
+        if self.plan.clip is not None:
+            self.fabric.clip_gradients(network, optimizer, max_norm=self.plan.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return values, asked, time_is_up
@@ -301,20 +333,30 @@ class _Trainer:
         *values, asked, time_is_up = joined.tolist()
         return dict(zip(losses, values, strict=True)), asked > 0, time_is_up > 0
 
-    def _validate(self, average: nn.Module, step: int, log: _Log | None) -> None:
+    def _validate(self, average: nn.Module, step: int, log: _Log | None) -> Mapping[str, float]:
         """On the first process; what the others are to know of it must be broadcast."""
         if log is None:
-            return
+            return {}
         with torch.no_grad():
             values = self.recipe.validate(average, self.fabric.device, self.folder, step)
         log.write(step, {f"validation/{name}": value for name, value in values.items()})
         self.say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        return values
+
+    def _heed(self, values: Mapping[str, float]) -> None:
+        """Lower the learning rate of all processes if validation asks for it; an empty one says nothing."""
+        if self.plateau:
+            values = self.fabric.broadcast(dict(values))
+            if values:
+                self.plateau.step(values[self.plan.monitor])
 
     def _save(self, step: int, network: nn.Module, average: nn.Module, optimizer: Any) -> None:
         if self.fabric.is_global_zero:
             modules = {"network": network, "average": average}
             plain = getattr(optimizer, "optimizer", optimizer)
             facts = {**self.facts, "step": step, "scaler": self.fabric.strategy.precision.state_dict()}
+            if self.plateau:
+                facts["plateau"] = self.plateau.state_dict()
             save_checkpoint(self.folder / CHECKPOINT, modules, {"adam": plain}, facts)
 
 

@@ -178,3 +178,81 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, fabric):
 
     with pytest.raises(UsageError, match="loss is nan at step 0"):
         fit(Broken(), PLAN, tmp_path, fabric, {}, quiet)
+
+
+class Curve(Line):
+    """The same points at every step, nothing random; validation that stops improving."""
+
+    def build(self):
+        return torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+
+    def losses(self, network, rng, device):
+        super().losses(network, rng, device)  # counts, and stops where it is to
+        x = torch.linspace(-1, 1, 16)[:, None]
+        return {"loss": (network(x) - x.abs()).square().mean()}
+
+    def validate(self, network, device, folder, step):
+        return {"other": -step, "error": max(float((network(torch.ones(3, 1)) - 1).abs().mean()), 0.3)}
+
+
+PLATEAU = Plan(
+    steps=60, learning_rate=0.02, warmup=0, weight_decay=0.0, clip=None, average=0.0, validate_every=4,
+    checkpoint_seconds=1e9, optimizer="adam", schedule="plateau", patience=1, monitor="error",
+)  # fmt: skip
+
+
+def test_adam_on_a_plateau_is_what_torch_does_alone(tmp_path, fabric):
+    trained = weights(fit(Curve(), PLATEAU, tmp_path, fabric, {}, quiet))
+    torch.manual_seed(PLATEAU.seed)
+    recipe = Curve()
+    network = recipe.build()
+    optimizer = torch.optim.Adam(network.parameters(), 0.02)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
+    for step in range(1, 61):
+        optimizer.zero_grad()
+        x = torch.linspace(-1, 1, 16)[:, None]
+        (network(x) - x.abs()).square().mean().backward()
+        optimizer.step()
+        if step % 4 == 0:
+            with torch.no_grad():
+                scheduler.step(recipe.validate(network, None, None, step)["error"])
+    assert optimizer.param_groups[0]["lr"] < 0.02 / 50  # it was lowered, and more than once
+    for key, value in weights(network).items():
+        assert np.allclose(value, trained[key], atol=1e-6), key
+    other = weights(fit(Curve(), replace(PLATEAU, schedule="cosine"), tmp_path / "cosine", fabric, {}, quiet))
+    assert max(float(np.abs(value - trained[key]).max()) for key, value in other.items()) > 1e-3
+
+
+@pytest.mark.parametrize("stop_at", [9, 24, 43])
+def test_a_resumed_training_knows_how_long_it_has_been_on_the_plateau(tmp_path, fabric, stop_at):
+    whole = weights(fit(Curve(), PLATEAU, tmp_path / "whole", fabric, {}, quiet))
+    with pytest.raises(Interrupted):
+        fit(Curve(stop_at), PLATEAU, tmp_path / "cut", fabric, {}, quiet)
+    assert read_facts(tmp_path / "cut" / CHECKPOINT)["plateau"]["best"] > 0
+    again = weights(fit(Curve(), PLATEAU, tmp_path / "cut", fabric, {}, quiet))
+    for key, value in whole.items():
+        assert np.array_equal(value, again[key]), key
+
+
+def test_no_clipping_and_no_average_leave_gradients_and_weights_as_they_are(tmp_path, fabric):
+    plan = replace(PLATEAU, steps=3, schedule="cosine")
+    plain = weights(fit(Curve(), plan, tmp_path / "plain", fabric, {}, quiet))
+    clipped = weights(fit(Curve(), replace(plan, clip=1e-6), tmp_path / "clipped", fabric, {}, quiet))
+    averaged = weights(fit(Curve(), replace(plan, average=0.99), tmp_path / "averaged", fabric, {}, quiet))
+    for other in (clipped, averaged):
+        assert any(not np.array_equal(value, plain[key]) for key, value in other.items())
+
+
+def test_an_older_checkpoint_counts_as_one_of_the_plan_as_it_was(tmp_path, fabric):
+    with pytest.raises(Interrupted):
+        fit(Line(5), PLAN, tmp_path, fabric, {}, quiet)
+    assert not {"optimizer", "schedule", "patience", "monitor"} & set(read_facts(tmp_path / CHECKPOINT)["plan"])
+    with pytest.raises(UsageError, match="other plan"):
+        fit(Line(), replace(PLAN, optimizer="adam"), tmp_path, fabric, {}, quiet)
+    fit(Line(), PLAN, tmp_path, fabric, {}, quiet)
+
+
+@pytest.mark.parametrize("wrong", [{"optimizer": "sgd"}, {"schedule": "steps"}, {"schedule": "plateau"}])
+def test_a_plan_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="schedule"):
+        replace(PLAN, **wrong)
