@@ -215,7 +215,7 @@ def _silent(line: str) -> None:
 def _lasting(plan: Plan) -> dict[str, Any]:
     """What a resumed training must share; the passes are free, so that it can go on with more devices or fewer."""
     kept = {name: value for name, value in asdict(plan).items() if name != "accumulate"}
-    return {name: value for name, value in kept.items() }
+    return {name: value for name, value in kept.items() if name not in _LATER or value != _LATER[name]}
 
 
 def _resume(
@@ -294,7 +294,7 @@ class _Trainer:
 
     def _step(self, step: int, network: Any, optimizer: Any, stop: StopRequests) -> tuple[dict[str, float], bool, bool]:
         """One step of the optimizer; its losses, and whether any process was asked to stop, and by SIGUSR1."""
-        rate = self.plan.rate(step) * 1
+        rate = self.plan.rate(step) * (self.plateau.share if self.plateau else 1)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         network.train()
