@@ -80,11 +80,7 @@ class Ahead(Generic[Key, Value]):
             return [self._read(key) for key in keys]
         here = [self._pending.get(key) or self._pool.submit(self._read, key) for key in keys]
         next_keys = list(islice(following, max(len(keys), self._threads)))
-        dropped = {key: future for key, future in self._pending.items() if key not in next_keys and key not in keys}
-        for future in dropped.values():
-            future.cancel()
-        pending = {key: self._pending.get(key) or self._pool.submit(self._read, key) for key in next_keys}
-        self._pending = pending
+        self._pending = {key: self._pending.get(key) or self._pool.submit(self._read, key) for key in next_keys}
         return [future.result() for future in here]
 
     @property
