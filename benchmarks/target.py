@@ -15,13 +15,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import label_maps
 from scipy.stats import wasserstein_distance
 from target_data import Scan, prepare
 from target_report import conditions, page
@@ -36,15 +34,14 @@ from mmh_bids.harmonizers.base import find_method
 from mmh_bids.harmonizers.light import MmhLight
 from mmh_bids.image.qc import gradient_correlation
 from mmh_bids.models.bundle import Bundle, open_bundle
-from mmh_bids.simulate.phantom import head_from_labels
-from mmh_bids.training.standards import find_samples, train_standards
+from mmh_bids.training.standards import train_standards
 
 SEQUENCES = ("T1w", "T2w")
 
 
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    out.add_argument("--looks", type=Path, default=Path("build/looks"), help="raw-* and none-* of the looks' training")
+    out.add_argument("--looks", type=Path, default=Path("build/looks"), help="none-*: what the looks learned from")
     out.add_argument("--model", default="mmh-light", help="bundle that knows the targets, name or folder")
     out.add_argument("--work", type=Path, default=Path("build/target"), help="kept between calls; about 8 GB")
     out.add_argument("--docs", type=Path, default=Path("docs/benchmarks"), help="where page and JSON go")
@@ -54,43 +51,14 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
-def truth_factor(looks: Path, target: str, sequence: str) -> float:
-    """What brings the truth, in units of white matter, into the scale of the target's images.
+def truth_factor(own: Scan) -> float:
+    """What brings the truth, in units of white matter, into the scale of the head's own scan on the target.
 
-    The least squares' factor of each image that the look was trained on, mean over them.
+    A scan's gain is arbitrary, and the app scales each image by its brightest voxels: by least squares.
     """
-    factors = []
-    for sample in find_samples(sorted(looks.glob("none-*"))):
-        if sample.site != target or sample.sequence != sequence:
-            continue
-        folder = next(parent for parent in sample.path.parents if parent.name.startswith("none-"))
-        subject = re.match(r"sub-(\d+)", sample.path.name)
-        assert subject
-        root = folder.parent / folder.name.replace("none-", "raw-")
-        head = head_from_labels(_label_of(root, int(subject[1])), int(subject[1]))
-        scan = _TrainingScan(root, folder, head, target, sequence, subject[0])
-        inside = scan.brain & scan.true_brain
-        image, truth = scan.scale.to_unit(scan.preprocessed)[inside], scan.look_of(target)[inside]
-        factors.append(float((image * truth).sum() / (truth * truth).sum()))
-    return float(np.mean(factors))
-
-
-class _TrainingScan(Scan):
-    """A scan of the looks' training data, whose folders have other names."""
-
-    def __init__(self, raw: Path, none: Path, head: Any, scanner: str, sequence: str, subject: str) -> None:
-        super().__init__(raw.parent, head, scanner, sequence, subject)
-        object.__setattr__(self, "roots", {"raw": raw.name, "none": none.name})
-
-    def _anat(self, root: str) -> tuple[Path, str]:
-        first, _, rest = root.partition("/")
-        return super()._anat("/".join(filter(None, (self.roots[first], rest))))  # type: ignore[attr-defined]
-
-
-def _label_of(raw: Path, number: int) -> Path:
-    """The label map of a participant, which ``heads.txt`` beside the dataset lists by name."""
-    names = (raw.parent / f"{raw.name}.txt").read_text().split()
-    return next(path for path in label_maps() if path.name.startswith(f"{names[number - 1]}_"))
+    inside = own.brain & own.true_brain
+    image, truth = own.scale.to_unit(own.preprocessed)[inside], own.look_of(own.scanner)[inside]
+    return float((image * truth).sum() / (truth * truth).sum())
 
 
 def measure(scan: Scan, own: Scan, truth: np.ndarray, outputs: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -135,38 +103,32 @@ def run(asked: argparse.Namespace) -> int:
     if set(targets) & set(asked.scanners):
         raise SystemExit("--targets: a target must not be among --scanners")
     model, standards = open_bundle(asked.model), _standards(asked)
-    factors = _cached(
-        asked.work / "factors.json", {"targets": sorted(targets)},
-        lambda: {f"{t} {s}": truth_factor(asked.looks, t, s) for t in targets for s in SEQUENCES},
-    )  # fmt: skip
     raw: dict[str, Any] = {}
     for number in asked.heads:
         folder = asked.work / f"head-{number:02d}"
         prepare(folder, label_map(number), number, [*asked.scanners, *targets], print)
         for scanner in asked.scanners:
             for sequence in SEQUENCES:
-                key = {"model": model.sha256, "standards": standards.sha256, "targets": targets, "factors": factors}
+                key = {"model": model.sha256, "standards": standards.sha256, "targets": targets}
                 path = folder / "measures" / f"{scanner}_{sequence}.json"
                 scan = Scan.of(folder, number, scanner, sequence)
-                values = _cached(path, key, lambda: _measured(scan, model, standards, targets, factors))  # noqa: B023
+                values = _cached(path, key, lambda: _measured(scan, model, standards, targets))  # noqa: B023
                 for target in targets:
                     raw.setdefault(f"{target} {sequence}", {})[f"{number} {scanner}"] = values[target]
                 print(f"head {number}, scanner {scanner}, {sequence}: measured", flush=True)
     bars = {name: conditions(cases) for name, cases in raw.items()}
-    text = page(raw, bars, factors, {"model": model.name, "heads": asked.heads, "scanners": asked.scanners})
+    text = page(raw, bars, {"model": model.name, "heads": asked.heads, "scanners": asked.scanners})
     print(text)
     atomic_write(asked.docs / "target.md", text)
-    atomic_write(asked.docs / "target.json", json.dumps({"factors": factors, "measures": raw}, indent=1) + "\n")
+    atomic_write(asked.docs / "target.json", json.dumps(raw, indent=1) + "\n")
     return 0 if all(bar.passed for some in bars.values() for bar in some) else 1
 
 
-def _measured(
-    scan: Scan, model: Bundle, standards: Bundle, targets: dict[str, str], factors: dict[str, float]
-) -> dict[str, Any]:
+def _measured(scan: Scan, model: Bundle, standards: Bundle, targets: dict[str, str]) -> dict[str, Any]:
     found = {}
     for target, outputs in harmonized(scan, model, standards, targets).items():
-        truth = scan.look_of(target) * np.float32(factors[f"{target} {scan.sequence}"])
         own = Scan(scan.folder, scan.head, target, scan.sequence)
+        truth = scan.look_of(target) * np.float32(truth_factor(own))
         found[target] = measure(scan, own, truth, {**outputs, "truth": truth})
     return found
 

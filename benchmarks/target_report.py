@@ -22,9 +22,9 @@ NOTES = """\
 Differences are in units of the truth's white-grey contrast; values are means over heads and scanners, brackets 95 %
 bootstrap intervals over heads of the means over scanners.
 
-- truth: the same head with the target's contrast on the scan's own voxels, without field, noise and ghosts, times one
-  factor a target and sequence: the mean, over the images that the look was trained on, of the least squares' factor
-  from their truth to them.
+- truth: the same head with the target's contrast on the scan's own voxels, without field, noise and ghosts; in the
+  scale of the head's own preprocessed scan on the target (one factor by least squares), as gains are arbitrary and the
+  app scales every image by its own brightest voxels.
 - stage 1: the unified look, which is not meant to come near; its Wasserstein-1 distance is what stage 2 is measured by.
 - The target's image of the head is the app's preprocessed scan of the same head on the target scanner.
 - The classical methods get the target's standards, learned from the same images as the looks.
@@ -56,7 +56,7 @@ def _ratio(text: str, cases: Cases, name: str, other: str, limit: float) -> Bar:
     return Bar("stage 2", f"{text}: at most {limit:g}", ratio, ratio_interval(own, base), ratio <= limit)
 
 
-def page(raw: Mapping[str, Cases], bars: Mapping[str, list[Bar]], factors: Mapping[str, float], about: Any) -> str:
+def page(raw: Mapping[str, Cases], bars: Mapping[str, list[Bar]], about: Any) -> str:
     """The page as Markdown."""
     heads, scanners = (", ".join(map(str, about[key])) for key in ("heads", "scanners"))
     lines = [
@@ -76,5 +76,5 @@ def page(raw: Mapping[str, Cases], bars: Mapping[str, list[Bar]], factors: Mappi
             low, high = bar.interval or (float("nan"), float("nan"))
             verdict = "met" if bar.passed else "**missed**"
             lines.append(f"| {bar.text} | {bar.value:.3f} | [{low:.3f}, {high:.3f}] | {verdict} |")
-        lines += ["", f"Factor of the truth: {factors[name]:.4f}.", ""]
+        lines.append("")
     return "\n".join(lines)
