@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmh_bids import __version__
 from mmh_bids.cli.train_target import add_target
@@ -63,27 +64,32 @@ def _add_global(commands: argparse._SubParsersAction) -> None:
     add = stage.add_argument
     add("images", metavar="LABELS|DERIVATIVE_DIR", nargs="+", type=Path, help="label maps, or output folders of mmh")
     add("--method", choices=["mmh-light", "mmh-diffusion"], default="mmh-light", help="what to train")
+    add("--recipe", choices=["small", "paper"], default="small", help="of the diffusion: for a CPU, or as published")
     add("--held-out", metavar="NAME", nargs="+", required=True, help="head-04 ... or sub-03 ...: for validation only")
     add("--output", metavar="FOLDER", type=Path, required=True, help="folder of the new bundle")
     add("--work", metavar="FOLDER", type=Path, required=True, help="checkpoint, log.csv, TensorBoard, pictures")
     add("--name", default="", help="name of the bundle (default: the folder's)")
-    add("--steps", type=int, default=1450, help="optimizer steps")
-    add("--learning-rate", type=float, default=1.2e-3, help="at its top")
-    add("--batch", type=int, default=4, help="images a step, on all devices together")
-    add("--accumulate", type=int, default=1, help="work on a step's images in so many passes: takes less memory")
+    # absent unless given: the recipe has the defaults, see `mmh_bids.training.recipes`
+    own = partial(add, default=argparse.SUPPRESS)
+    own("--steps", type=int, help="optimizer steps (default 1450; paper: 300 times every image)")
+    own("--learning-rate", type=float, help="at its top (default 0.0012; paper: 0.0001)")
+    own("--batch", type=int, help="images a step, on all devices together (default 4)")
+    own("--accumulate", type=int, help="work on a step's images in so many passes: takes less memory (default 1; "
+        "paper: one image at once)")  # fmt: skip
     add("--filters", type=int, default=16, help="channels of the light network at 2 mm")
     add("--patch", type=int, default=80, help="edge of the cubes (mm) that the light network is trained on")
     add("--start", metavar="BUNDLE", default="", help="light bundle, name or folder, whose weights to begin with")
-    add("--factor", type=int, default=2, help="the diffusion averages so many voxels along each axis")
+    own("--factor", type=int, help="the diffusion averages so many voxels along each axis (default 2; paper: 1)")
     add("--crop", type=int, help="edge of the cubes that the diffusion is trained on (default: whole volumes)")
     add("--sampler", default="paper", help="of the diffusion: paper, or a number of steps")
-    add("--validate-every", type=int, default=150, help="steps between validations")
+    own("--validate-every", type=int, help="steps between validations (default 150; paper: 10 times every image)")
     add("--seed", type=int, default=0, help="seed of weights and data")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--devices", type=int, default=1, help="GPUs (or CPU processes) a machine, each with its share of a batch")
     add("--nodes", type=int, default=1, help="machines; start with srun --nodes=M --ntasks-per-node=N")
     add("--requeue", action="store_true", help="when Slurm says by SIGUSR1 that the time is up: requeue the job")
-    add("--precision", default="32-true", choices=["32-true", "16-mixed", "bf16-mixed"], help="of the computations")
+    own("--precision", choices=["32-true", "16-mixed", "bf16-mixed"],
+        help="of the computations (default 32-true; paper on a GPU: 16-mixed)")  # fmt: skip
     add("--workers", type=int, default=1, help="processes that prepare heads, threads that read images")
     add("--cache", metavar="FOLDER", type=Path, help="prepared images of the diffusion (default: cache in --work)")
     add("--source", metavar="TEXT", default="", help="where the images come from, for the card")
@@ -98,7 +104,8 @@ def _global(options: argparse.Namespace) -> int:
         raise UsageError(f"training needs {error.name}: pip install 'mmh_bids[train]'") from None
     from mmh_bids.training.stage_one import Request, train_global
 
-    values = {key: value for key, value in vars(options).items() if key not in ("run", "requeue")}
+    given = {key: value for key, value in vars(options).items() if key not in ("run", "requeue")}
+    values = _by_recipe(options.method, options.recipe, options.devices * options.nodes, given.get("batch")) | given
     for key in ("images", "held_out"):
         values[key] = tuple(values[key])
     values["name"] = options.name or options.output.name
@@ -109,6 +116,23 @@ def _global(options: argparse.Namespace) -> int:
     if bundle:
         print(f"{bundle.folder}: bundle {bundle.name}, held-out {json.dumps(dict(bundle.card['metrics']))}")
     return EXIT_OK
+
+
+def _by_recipe(method: str, name: str, devices: int, batch: int | None) -> dict[str, Any]:
+    """Values of the flags that were not given, by name."""
+    from mmh_bids.training.recipes import recipe_of
+
+    if method == "mmh-light" and name != "small":
+        raise UsageError(f"--recipe {name}: is for --method mmh-diffusion")
+    recipe = recipe_of(method, name)
+    return {
+        # of these it depends on the number of images, and on the device, what they are
+        **dict.fromkeys(("steps", "validate_every", "precision")),
+        "learning_rate": recipe.learning_rate,
+        "batch": recipe.batch,
+        "accumulate": recipe.accumulate(devices, batch or recipe.batch),
+        "factor": recipe.factor,
+    }
 
 
 def _stopped(stopped: Interrupted, requeue: bool) -> int:

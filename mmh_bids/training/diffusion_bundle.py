@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -25,6 +26,7 @@ def write_stage_one(
     data: str,
     metrics: Mapping[str, float],
     overwrite: bool = False,
+    plan: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write network, sampler and running statistics as the bundle `name`.
 
@@ -40,6 +42,8 @@ def write_stage_one(
         Where the images come from, for the card.
     metrics
         Measured on images that were not trained on.
+    plan
+        How long and how fast it was trained, JSON-ready, for the card.
 
     Raises
     ------
@@ -76,7 +80,7 @@ def write_stage_one(
             }
             for sequence, label in sequences.items()
         },
-        "training": {"data": data, "recipe": recipe.facts},
+        "training": {"data": data, "recipe": recipe.facts, **({"plan": dict(plan)} if plan else {})},
         "metrics": dict(metrics),
     }  # fmt: skip
     arrays = {key: value.numpy() for key, value in network.unet.state_dict().items()}

@@ -24,8 +24,8 @@ class Preset:
         Optimizer steps, and those between validations; None where epochs are counted.
     epochs, validate_epochs
         How often every image is seen, and how often between validations.
-    factor, sampler, network
-        Of the diffusion: shrinking, ``paper`` or a number of steps, arguments of `StyleUNet`.
+    factor, network
+        Of the diffusion: shrinking, arguments of `StyleUNet`. Both recipes' sampler is ``paper``.
     precision
         Lightning's name of it, on a GPU; a CPU trains in float32.
     plan
@@ -41,7 +41,6 @@ class Preset:
     epochs: int = 0
     validate_epochs: int = 0
     factor: int = 1
-    sampler: str = "paper"
     network: Mapping[str, Any] = field(default_factory=dict)
     precision: str = "32-true"
     plan: Mapping[str, Any] = field(default_factory=dict)

@@ -13,15 +13,7 @@ from mmh_bids.errors import BundleError, UsageError
 from mmh_bids.harmonizers.light import WEIGHTS_FILE
 from mmh_bids.image.grid import MODEL_SHAPE
 from mmh_bids.models.bundle import Bundle, open_bundle
-
-#: What the diffusion's network looks like when nothing else is asked for: affordable on a CPU at factor 2.
-SMALL_NETWORK = {
-    "channels": [16, 32, 64, 64],
-    "attention_levels": [False, False, False, True],
-    "num_head_channels": 16,
-    "norm_num_groups": 8,
-    "num_res_blocks": 1,
-}
+from mmh_bids.training.recipes import Preset, recipe_of
 
 
 @dataclass(frozen=True)
@@ -55,6 +47,8 @@ class Request:
         Processes a machine; machines; passes over parts of the batch before the optimizer steps.
     cache
         Folder of the prepared images; ``cache`` in `work` if None.
+    recipe
+        Name of the diffusion's in `mmh_bids.training.recipes`, which says what is None here.
     """
 
     method: str
@@ -63,19 +57,19 @@ class Request:
     output: Path
     work: Path
     name: str
-    steps: int
+    steps: int | None
     learning_rate: float
     batch: int
     filters: int
     patch: int
     start: str
     seed: int
-    validate_every: int
+    validate_every: int | None
     factor: int
     crop: int | None
     sampler: str
     device: str
-    precision: str
+    precision: str | None
     workers: int
     source: str
     overwrite: bool
@@ -83,6 +77,12 @@ class Request:
     nodes: int = 1
     accumulate: int = 1
     cache: Path | None = None
+    recipe: str = "small"
+
+    @property
+    def preset(self) -> Preset:
+        """What the recipe says."""
+        return recipe_of(self.method, self.recipe)
 
     @property
     def shares(self) -> int:
@@ -116,8 +116,9 @@ def _check(request: Request) -> None:
     """Raise UsageError for numbers that no training can have."""
     counts = "steps", "batch", "filters", "patch", "factor", "validate_every", "workers", "devices", "nodes"
     for flag in (*counts, "accumulate"):
-        if getattr(request, flag) < 1:
-            raise UsageError(f"--{flag.replace('_', '-')} {getattr(request, flag)}: must be 1 or more")
+        value = getattr(request, flag)
+        if value is not None and value < 1:
+            raise UsageError(f"--{flag.replace('_', '-')} {value}: must be 1 or more")
     if request.patch % 8 or request.patch > min(MODEL_SHAPE):
         raise UsageError(f"--patch {request.patch}: must be a multiple of 8, at most {min(MODEL_SHAPE)}")
     if request.learning_rate <= 0 or request.seed < 0:
@@ -134,13 +135,7 @@ def _train_light(request: Request, say: Callable[[str], None]) -> Bundle | None:
     from mmh_bids.training.share import require_even
 
     require_even(request.batch, request.shares, SCANS, "scans of each person")
-    names = [_head(path) for path in request.images]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UsageError(
-            f"{', '.join(twice)}: several label maps begin so; name each file differently up to the first _"
-        )
-    train, validation = _split(request, request.images, names)
+    train, validation = split(request.held_out, request.images, head_names(request.images))
     start, weights = _start(request)
     fabric = _fabric(request)
     at_once = 1.0 + 1.2 * request.batch / request.shares
@@ -152,7 +147,7 @@ def _train_light(request: Request, say: Callable[[str], None]) -> Bundle | None:
         [files[path] for path in train], [files[path] for path in validation],
         filters=request.filters, patch=request.patch, batch=request.batch, start=weights,
     )  # fmt: skip
-    plan = _plan(request)
+    plan = _plan(request, len(train))
     facts = {
         "recipe": "mmh-light",
         "train": [p.name for p in train],
@@ -204,27 +199,29 @@ def _train_diffusion(request: Request, say: Callable[[str], None]) -> Bundle | N
 
     require_even(request.batch, request.shares)
     samples = find_samples(request.images)
-    train, validation = _split(request, samples, [participant(sample.path) for sample in samples])
+    train, validation = split(request.held_out, samples, [participant(sample.path) for sample in samples])
     sampler: dict[str, Any] = {"name": "paper"}
     if request.sampler != "paper":
         sampler = {"name": "plain", "steps": int(request.sampler)}
     fabric = _fabric(request)
     cache = VolumeCache(request.cache or request.work / "cache", request.factor)
     recipe = DiffusionRecipe(
-        train, validation, SMALL_NETWORK, sampler, request.factor, request.crop, request.batch,
-        mixed="mixed" in request.precision, at_once=request.batch // request.shares, cache=cache,
+        train, validation, request.preset.network, sampler, request.factor, request.crop, request.batch,
+        mixed="mixed" in _precision(request), at_once=request.batch // request.shares, cache=cache,
         readers=request.workers, processes=_processes_of(request, fabric),
     )  # fmt: skip
     recipe.check_memory(fabric.device)
     with StopRequests() as stop:
         cache.fill([*train, *validation], request.workers, say, stop.check)
     fabric.launch()
-    plan = _plan(request)
+    plan = _plan(request, len(train))
     network = _fit(recipe, plan, request, fabric, recipe.facts, say)
     if not fabric.is_global_zero:
         return None
     metrics = last_validation(request.work / "log.csv")
-    return write_stage_one(request.output, request.name, network, recipe, request.source, metrics, request.overwrite)
+    return write_stage_one(
+        request.output, request.name, network, recipe, request.source, metrics, request.overwrite, asdict(plan)
+    )
 
 
 def _fit(
@@ -235,20 +232,32 @@ def _fit(
     return fit(recipe, plan, request.work, fabric, facts, say)
 
 
-def _plan(request: Request) -> Any:
+def _plan(request: Request, images: int) -> Any:
+    """What flags and recipe say, for so many training images."""
     from mmh_bids.training.loop import Plan
 
+    steps, between = request.preset.lengths(images, request.batch)
+    steps = request.steps or steps
+    values = {"warmup": min(20, steps), **request.preset.plan}
     return Plan(
-        request.steps, request.learning_rate, seed=request.seed, validate_every=request.validate_every,
-        warmup=min(20, request.steps), accumulate=request.accumulate,
+        steps, request.learning_rate, seed=request.seed, validate_every=request.validate_every or between,
+        accumulate=request.accumulate, **values,
     )  # fmt: skip
+
+
+def _precision(request: Request) -> str:
+    """The one asked for, else the recipe's on a GPU."""
+    from mmh_bids.interfaces.child import resolve_device
+
+    on_gpu = resolve_device(request.device) != "cpu"
+    return request.precision or (request.preset.precision if on_gpu else "32-true")
 
 
 def _fabric(request: Request) -> Any:
     """Lightning Fabric, not launched: what all processes need from the disk is made before, once."""
     from mmh_bids.training.distributed import make_fabric
 
-    return make_fabric(request.device, request.devices, request.nodes, request.precision)
+    return make_fabric(request.device, request.devices, request.nodes, _precision(request))
 
 
 def _processes_of(request: Request, fabric: Any) -> int:
@@ -256,20 +265,27 @@ def _processes_of(request: Request, fabric: Any) -> int:
     return request.devices if fabric.device.type == "cpu" else 1
 
 
-def _split(request: Request, items: Sequence[Any], names: Sequence[str]) -> tuple[list[Any], list[Any]]:
+def split(held_out: Sequence[str], items: Sequence[Any], names: Sequence[str]) -> tuple[list[Any], list[Any]]:
     """What is trained on, and what is held out; UsageError if a name is unknown or a part is empty."""
-    unknown = sorted(set(request.held_out) - set(names))
+    unknown = sorted(set(held_out) - set(names))
     if unknown:
         raise UsageError(f"--held-out {' '.join(unknown)}: unknown; there are {', '.join(sorted(set(names)))}")
-    train = [item for item, name in zip(items, names, strict=True) if name not in request.held_out]
-    validation = [item for item, name in zip(items, names, strict=True) if name in request.held_out]
+    train = [item for item, name in zip(items, names, strict=True) if name not in held_out]
+    validation = [item for item, name in zip(items, names, strict=True) if name in held_out]
     if not train or not validation:
         raise UsageError("--held-out: name some, and not all, of what was given: the rest is trained on")
     return train, validation
 
 
-def _head(path: Path) -> str:
-    return path.name.split("_")[0].split(".")[0]
+def head_names(labels: Sequence[Path]) -> list[str]:
+    """Names of label maps, ``head-04`` of ``head-04_dseg.nii.gz``; UsageError if two have the same."""
+    names = [path.name.split("_")[0].split(".")[0] for path in labels]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UsageError(
+            f"{', '.join(twice)}: several label maps begin so; name each file differently up to the first _"
+        )
+    return names
 
 
 def participant(path: Path) -> str:
