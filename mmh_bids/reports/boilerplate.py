@@ -89,6 +89,23 @@ METHODS = {
     "mmh-diffusion": "Images were harmonized with a diffusion model guided by style-free image gradients (MMH [@mmh]).",
 }
 
+_STATISTICS = (
+    "From the unified look they were shifted and scaled to the mean and standard deviation of the reference's brain."
+)
+#: What follows for a target other than the unified look: method, kind of target.
+_SECOND = {
+    ("mmh-light", "site"): (
+        "From there, curves of intensity learned from images of the target site, one common to the whole brain and "
+        "others varying smoothly over it, gave them the site's look."
+    ),
+    ("mmh-diffusion", "site"): (
+        "From the unified look they were shifted and scaled to the mean and standard deviation of the target site's "
+        "brains, inverted to noise, denoised with a network fine-tuned to the site, and shifted and scaled again."
+    ),
+    ("mmh-light", "image"): _STATISTICS,
+    ("mmh-diffusion", "image"): _STATISTICS,
+}
+
 
 def methods_text(facts: MethodsFacts) -> str:
     """The methods paragraph as Markdown with pandoc citation keys.
@@ -166,6 +183,7 @@ def _harmonization(facts: MethodsFacts) -> str:
         target = f"the reference image *{Path(name).name}*"
     else:
         target = f"the {kind} reference of the bundle"
+    sentence = " ".join(filter(None, (sentence, _SECOND.get((facts.method, kind)))))
     return f"{sentence} The target was {target} (model bundle *{facts.bundle}*{digest})."
 
 

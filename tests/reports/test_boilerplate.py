@@ -69,6 +69,21 @@ def test_targets(target, words):
     assert list(citations(facts)) == list(citations(FACTS))
 
 
+@pytest.mark.parametrize(
+    ("method", "target", "words"),
+    [
+        ("mmh-light", "site:Utrecht", "gave them the site's look"),
+        ("mmh-diffusion", "site:Utrecht", "a network fine-tuned to the site"),
+        ("mmh-light", "image:/data/a.nii.gz", "standard deviation of the reference's brain"),
+        ("mmh-diffusion", "image:/data/a.nii.gz", "standard deviation of the reference's brain"),
+    ],
+)
+def test_a_second_stage_is_told_where_there_was_one(method, target, words):
+    assert words in methods_text(replace(FACTS, method=method, target=target))
+    for other in (replace(FACTS, method=method), replace(FACTS, method="nyul", target=target)):
+        assert words not in methods_text(other)
+
+
 def test_references_are_plain_lines():
     lines = [reference(entry) for entry in bibliography().values()]
     assert not [line for line in lines if re.search(r"[{}\\\n]", line)]
