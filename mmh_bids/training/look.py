@@ -150,6 +150,7 @@ class LookRecipe:
         (own_mean, own_std), (mean, std) = (self.moments[sequence][name] for name in ("removed", "image"))
         return ((volume - own_mean) * (std / own_std) + mean) * mask
 
+    @torch.no_grad()
     def validate(self, network: Any, device: torch.device, folder: Path, step: int) -> Mapping[str, float]:
         """Held-out images of the target, their style taken off and put back.
 

@@ -208,6 +208,7 @@ class TargetRecipe:
             latent = self.sampler.denoise(predict, tensors["latent"], slice(0, first))
         return self.sampler.denoise(predict, latent, slice(first, None))
 
+    @torch.no_grad()
     def validate(self, network: Any, device: torch.device, folder: Path, step: int) -> Mapping[str, float]:
         """Held-out images of the target, their style taken off and put back.
 
