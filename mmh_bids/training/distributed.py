@@ -12,6 +12,8 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch import distributed
+from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
 from mmh_bids.errors import UsageError
@@ -19,6 +21,8 @@ from mmh_bids.interfaces.child import resolve_device
 
 #: The others wait while the first process validates, draws and writes.
 _PATIENCE = timedelta(hours=6)
+#: More than any network has.
+_ONE_BUCKET_MB = 1 << 20
 
 
 def make_fabric(device: str, devices: int = 1, nodes: int = 1, precision: str = "32-true") -> Fabric:
@@ -48,8 +52,38 @@ def make_fabric(device: str, devices: int = 1, nodes: int = 1, precision: str = 
     if devices * nodes == 1:
         return Fabric(devices=[int(number)] if number else 1, plugins=_plugins(), **options)
     wrapping: dict[str, Any] = {"gradient_as_bucket_view": True, _buffer_option(): False}
-    strategy = DDPStrategy(timeout=_PATIENCE, **wrapping)
+    strategy = _ExactDDP(timeout=_PATIENCE, **wrapping)
     return Fabric(devices=devices, num_nodes=nodes, strategy=strategy, plugins=_plugins(), **options)
+
+
+class _ExactDDP(DDPStrategy):
+    """Sums all gradients at once, in the order in which the network has its weights.
+
+    Torch sums them in buckets and packs these anew after the first step of a run. From three processes on the order of
+    a sum depends on the place in the bucket, so a resumed training would differ from one that went on.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(bucket_cap_mb=_ONE_BUCKET_MB, **options)
+
+    def setup_module(self, module: Module) -> DistributedDataParallel:
+        wrapped = super().setup_module(module)
+        wrapped.register_comm_hook({id(weight): place for place, weight in enumerate(module.parameters())}, _mean)
+        return wrapped
+
+
+def _mean(places, bucket):  # torch compares annotations with types, here they would be names
+    """Replace every gradient of a bucket by its mean over the processes."""
+    pairs = zip(bucket.parameters(), bucket.gradients(), strict=True)
+    gradients = [gradient for _, gradient in sorted(pairs, key=lambda pair: places[id(pair[0])])]
+    together = torch.cat([gradient.flatten() for gradient in gradients]).div_(distributed.get_world_size())
+    distributed.all_reduce(together)
+    for gradient, mean in zip(gradients, together.split([one.numel() for one in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+    buffer = bucket.buffer()
+    done: Any = torch.futures.Future(devices=[buffer.device] if buffer.is_cuda else None)
+    done.set_result(buffer)
+    return done
 
 
 def _buffer_option() -> str:

@@ -1,6 +1,6 @@
-"""Toy trainings on two processes: run as a script by test_distributed.py, which compares with one process.
+"""Toy trainings on several processes: run as a script by test_distributed.py, which compares with one process.
 
-Fabric starts the second process as it does for a user: by running this script again.
+Fabric starts the other processes as it does for a user: by running this script again.
 """
 
 import os
@@ -56,21 +56,21 @@ def make_images(folder):
 
 
 class Diffusion(DiffusionRecipe):
-    """Four images a step; the second process alone is told, once, that its time is up."""
+    """The last of several processes alone is told, once, that its time is up."""
 
     stop_at = None
 
     def losses(self, network, rng, device):
-        if rng.step == self.stop_at and rng.rank == 1 and rng.is_first:
+        if rng.step == self.stop_at and rng.rank == rng.world - 1 and rng.is_first:
             os.kill(os.getpid(), signal.SIGUSR1)
         return super().losses(network, rng, device)
 
 
-def diffusion(folder, stop_at=None):
-    """The toy diffusion on the images of `folder`; no style loss is without a weight at first."""
+def diffusion(folder, batch=4, stop_at=None):
+    """The toy diffusion on the images of `folder`; its histogram loss reaches its full weight soon."""
     samples = find_samples([folder])
     recipe = Diffusion(
-        samples, samples[3:4], NETWORK, {"name": "plain", "steps": 2, "top": 100}, batch=4, ramp_images=9
+        samples, samples[3:4], NETWORK, {"name": "plain", "steps": 2, "top": 100}, batch=batch, ramp_images=9
     )
     recipe.stop_at = stop_at
     return recipe
@@ -95,19 +95,26 @@ def train(recipe, folder, fabric, said, accumulate=1, steps=STEPS):
     return fit(recipe, plan, folder, fabric, {}, said)
 
 
-def main(folder):
-    """All that is run on two processes; results are the folders of the trainings."""
+def compare(folder):
+    """On two processes, to be compared with one."""
     fabric = make_fabric("cpu", devices=2)
     fabric.launch()
     train(diffusion(folder), folder / "diffusion", fabric, print)
-    train(diffusion(folder), folder / "diffusion-accumulated", fabric, print, accumulate=2)
+    train(diffusion(folder), folder / "accumulated", fabric, print, accumulate=2)
     train(light(folder), folder / "light", fabric, print, steps=10)
+
+
+def interrupt(folder):
+    """On three processes: from that number on the order of a sum matters."""
+    fabric = make_fabric("cpu", devices=3)
+    fabric.launch()
+    train(diffusion(folder, 3), folder / "whole", fabric, print)
     try:
-        train(diffusion(folder, stop_at=6), folder / "cut", fabric, print)
+        train(diffusion(folder, 3, stop_at=6), folder / "cut", fabric, print)
     except Interrupted as stopped:
         (folder / f"stopped-{fabric.global_rank}").write_text(f"{stopped} {stopped.time_is_up}")
-    train(diffusion(folder), folder / "cut", fabric, print)
+    train(diffusion(folder, 3), folder / "cut", fabric, print)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    {"compare": compare, "interrupt": interrupt}[sys.argv[1]](Path(sys.argv[2]))
