@@ -12,7 +12,7 @@ import pytest
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from safetensors.numpy import load_file
-from workout import diffusion, light, make_images, train
+from workout import diffusion, gradient_norms, light, make_images, train
 
 from mmh_bids.errors import UsageError
 from mmh_bids.models.bundle import open_bundle
@@ -85,7 +85,11 @@ def test_accumulated_gradients_make_the_steps_of_the_large_batch(images, tmp_pat
 
 @pytest.mark.slow
 def test_two_processes_make_the_steps_of_one(pair, tmp_path):
-    whole = alone(diffusion(pair[0]), tmp_path / "whole")
+    fabric = Fabric(accelerator="cpu", devices=1)
+    norms, whole = gradient_norms(fabric), tmp_path / "whole"
+    train(diffusion(pair[0]), whole, fabric, lambda line: None)
+    for rank in range(2):
+        np.testing.assert_allclose(np.loadtxt(pair[0] / f"norms-{rank}.txt"), norms, rtol=1e-3)
     assert_same(pair[0] / "diffusion", whole, 1e-4)
     assert_same(pair[0] / "accumulated", whole, 1e-4)
 

@@ -95,11 +95,26 @@ def train(recipe, folder, fabric, said, accumulate=1, steps=STEPS):
     return fit(recipe, plan, folder, fabric, {}, said)
 
 
+def gradient_norms(fabric):
+    """Fill the list that is returned when gradients are clipped: Adam takes those of any scale for the same."""
+    found, clip = [], fabric.clip_gradients
+
+    def look(network, optimizer, max_norm):
+        weights = network.parameters()
+        found.append(float(sum(weight.grad.square().sum() for weight in weights if weight.grad is not None)) ** 0.5)
+        return clip(network, optimizer, max_norm=max_norm)
+
+    fabric.clip_gradients = look
+    return found
+
+
 def compare(folder):
     """On two processes, to be compared with one."""
     fabric = make_fabric("cpu", devices=2)
     fabric.launch()
+    norms = gradient_norms(fabric)
     train(diffusion(folder), folder / "diffusion", fabric, print)
+    np.savetxt(folder / f"norms-{fabric.global_rank}.txt", norms)
     train(diffusion(folder), folder / "accumulated", fabric, print, accumulate=2)
     train(light(folder), folder / "light", fabric, print, steps=10)
 
