@@ -63,6 +63,13 @@ def test_inference_needs_less_by_slabs_in_half_precision_and_with_one_network():
     assert inference_gb(everywhere, grid) > slabs + 1
 
 
+def test_the_finer_levels_skips_are_held_while_a_deeper_level_takes_most():
+    # at the second level: 3 x 8 skips above it; 3 x 8 of its own, 512 from below, 8 out, 3 x 520 in work, at an eighth
+    held = 3 * 8 + (3 * 8 + 512 + 8 + 3 * 520) / 8
+    deep = {"channels": [8, 8, 512], "attention_levels": [False] * 3}
+    assert inference_gb(deep, (1000, 1000, 1000), None) == pytest.approx(4 * held, rel=1e-3)
+
+
 @pytest.mark.parametrize(("sizes", "heads", "groups"), [(SMALL, 16, 8), (PAPER, 32, 16)])
 def test_weights_are_counted_about_right(sizes, heads, groups):
     with torch.device("meta"):
