@@ -51,9 +51,8 @@ def write_target(
     arrays = {one: dict(base.arrays(one)) for one in base.card["files"]}
     for one, new in files.items():
         arrays[one] = {**arrays.get(one, {}), **new}
-    known = arrays.setdefault(STANDARDS_FILE, {})
     for sequence, standard in standards.items():
-        known |= standard.arrays(f"{sequence}/{target}")
+        arrays.setdefault(STANDARDS_FILE, {}).update(standard.arrays(f"{sequence}/{target}"))
     sequences = {sequence: {**one, "targets": dict(one["targets"])} for sequence, one in base.card["sequences"].items()}
     for sequence, values in facts.items():
         sequences[sequence]["targets"][target] = dict(values)
