@@ -133,6 +133,8 @@ class Mmh:
             No brain in the mask, or too little memory left.
         """
         self.check_target(target, sequence)
+        if target.startswith("image:") and reference is None:
+            raise ValueError(f"target {target} needs the reference image on the model grid")
         mask = check_shapes(volume, mask)
         if not mask.any() or not np.isfinite(volume).all():
             raise ImageError("the preprocessed image has no brain, or NaN or infinite values; check image and mask")

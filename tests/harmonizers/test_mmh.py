@@ -151,7 +151,7 @@ def test_targets_and_sequences_it_does_not_know_are_refused(make_bundle):
     with pytest.raises(UsageError, match="knows T1w only"):
         method.check_target("unified", "T2w")
     volume, mask = head()
-    with pytest.raises(UsageError, match="image:x"):
+    with pytest.raises(ValueError, match="image:x.nii needs the reference"):
         method.harmonize(volume, mask, "T1w", "image:x.nii", 0)
 
 
