@@ -31,7 +31,12 @@ def add_target(commands: argparse._SubParsersAction) -> None:
     add("--cache", metavar="FOLDER", type=Path, help="images without style (default: style-removed in --work)")
     add("--name", default="", help="name of the bundle (default: the folder's)")
     add("--label", default="", help="what the target is to be called (default: the site)")
-    add("--style-weights", metavar="DIR", type=Path, help="folder of BiomedCLIP (default: the small encoder shipped)")
+    add(
+        "--style-weights",
+        metavar="DIR",
+        type=Path,
+        help="folder of BiomedCLIP (default: the small encoder, where it ships)",
+    )
     add("--allow-download", action="store_true", help="fetch BiomedCLIP from the Hugging Face hub")
     add("--no-transfer", action="store_true", help="style reconstruction only: needs no other site")
     add("--steps", type=int, help="optimizer steps (default: 150 light, 30 epochs diffusion)")

@@ -17,7 +17,7 @@ from mmh_bids.harmonizers.light import WEIGHTS_FILE as LIGHT_FILE
 from mmh_bids.harmonizers.mmh import WEIGHTS_FILE
 from mmh_bids.harmonizers.standard import STANDARDS_FILE, Standard
 from mmh_bids.models.bundle import Bundle, open_bundle
-from mmh_bids.models.encoders import load_style_encoder
+from mmh_bids.models.encoders import SHIPPED, load_style_encoder, shipped_folder
 from mmh_bids.models.sampler import make_sampler
 from mmh_bids.models.style import TriPlanarEncoder
 from mmh_bids.models.unet import SEQUENCE_CLASS
@@ -130,11 +130,8 @@ def train_target(request: TargetRequest, say: Callable[[str], None] = print) -> 
         base = open_bundle(request.bundle)
     except BundleError as error:
         raise UsageError(str(error).replace("--model", "--bundle")) from None
-    images = _images(request, base)
-    encoder = None
-    if request.transfer:
-        encoder = load_style_encoder(request.style_weights, request.allow_download)
-        say(f"style encoder: {encoder.card['name']}")
+    encoder = _encoder(request, say)
+    images = _images(request, base, with_sources=encoder is not None)
     train = _train_look if "mmh-light" in base.methods else _train_network
     return train(request, base, images, encoder, say)
 
@@ -150,7 +147,20 @@ def _check(request: TargetRequest) -> None:
         raise UsageError(f"--output {request.output}: exists already; choose another folder or give --overwrite")
 
 
-def _images(request: TargetRequest, base: Bundle) -> _Images:
+def _encoder(request: TargetRequest, say: Callable[[str], None]) -> TriPlanarEncoder | None:
+    """The style encoder of style transfer; None without, and where there is none."""
+    if not request.transfer:
+        return None
+    asked = request.style_weights is not None or request.allow_download
+    if not asked and not (shipped_folder() / SHIPPED).is_dir():
+        say("no style encoder is installed (--style-weights DIR gives one): style reconstruction only")
+        return None
+    encoder = load_style_encoder(request.style_weights, request.allow_download)
+    say(f"style encoder: {encoder.card['name']}")
+    return encoder
+
+
+def _images(request: TargetRequest, base: Bundle, with_sources: bool) -> _Images:
     if not {"mmh-light", "mmh-diffusion"} & set(base.methods):
         raise UsageError(f"--bundle {request.bundle}: no stage 1 of MMH; make one with mmh-train global")
     samples = [sample for sample in find_samples(request.images) if sample.sequence in base.sequences]
@@ -167,7 +177,7 @@ def _images(request: TargetRequest, base: Bundle) -> _Images:
     if not target:
         raise UsageError(f"--held-out: leaves no image of {request.target_site} to train on")
     kept = [sample for sample in samples if sample not in train and sample.site == request.target_site]
-    sources = [sample for sample in train if sample.site != request.target_site] if request.transfer else []
+    sources = [sample for sample in train if sample.site != request.target_site] if with_sources else []
     return _Images(target, sources, kept)
 
 
