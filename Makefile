@@ -27,7 +27,7 @@ METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 .PHONY: help demo test test-slow test-real cluster-test lint types validate sample picture \
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
 	benchmark-travelling benchmark-parts benchmark-diffusion benchmark-training-data benchmark-paper \
-	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-style env env-test torch clean
+	train-light train-looks train-diffusion benchmark-target env env-test torch clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{ printf "  %-24s %s\n", $$1, $$2 }'
@@ -156,16 +156,6 @@ train-diffusion: env-test  ## train a small diffusion into build/mmh-diffusion; 
 	  --learning-rate 1e-4 \
 	  --output build/mmh-diffusion --work build/train-diffusion --overwrite \
 	  --source "Simulated scans of label maps of SynthSeg's training set (Apache-2.0, Billot et al. 2023)."
-
-# Heads 13 to 16 are for the benchmarks of the methods, as the scanners P to S.
-train-encoder: env-test  ## train the small style encoder into build/small; an hour on two cores, resumes
-	$(BIN)/mmh-train encoder $(wildcard $(addprefix $(MMH_SHARED)/data/labelmaps/head-,$(addsuffix _dseg.nii.gz,01 02 03 04 05 06 07 08 09 10 11 12))) \
-	  --held-out head-04 head-05 head-09 --output build/small --work build/train-encoder --overwrite \
-	  --source "Label maps of SynthSeg's training set (Apache-2.0, Billot et al. 2023)."
-
-benchmark-style: env-test  ## style encoders: time, memory, and how well the small one tells scanners apart
-	$(BIN)/python benchmarks/style_encoder.py
-	$(BIN)/python benchmarks/style_neighbours.py
 
 clean:  ## remove the environment and everything made here
 	rm -rf $(VENV) demo work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
