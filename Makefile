@@ -27,7 +27,7 @@ METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 .PHONY: help demo test test-slow test-real cluster-test lint types validate sample picture \
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
 	benchmark-travelling benchmark-parts benchmark-diffusion benchmark-training-data benchmark-paper \
-	train-light train-looks train-diffusion benchmark-target env env-test torch clean
+	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-style env env-test torch clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{ printf "  %-24s %s\n", $$1, $$2 }'
@@ -119,26 +119,31 @@ train-light: env-test  ## train the bundle mmh-light into build/mmh-light; an ho
 	  --held-out head-04 head-09 --output build/mmh-light --work build/train-light --overwrite \
 	  --source "Label maps of SynthSeg's training set (Apache-2.0, Billot et al. 2023)."
 
-# Two looks for mmh-light, of scanners A (3 T) and B (1.5 T): ten heads scanned on both, half an hour of preprocessing, as long
-# again for stage 1, ten minutes for the looks. A dataset numbers its participants, so sub-04 is head-04 and head-12.
+# Two looks for mmh-light, of scanners A (3 T) and B (1.5 T), which both scan thirty people: simulation and preprocessing take
+# an hour, stage 1 half an hour, the looks ten minutes. Few people would leave their mean in a look: tissue properties differ.
+# A dataset numbers its participants: who is held out is sub-04 of each (head-04, head-12, head-06 twice).
 LOOKS := build/looks
 LOOK_HEADS_1 := head-01 head-02 head-03 head-04 head-06 head-07
 LOOK_HEADS_2 := head-08 head-09 head-10 head-12
+LOOK_HEADS_3 := head-01 head-02 head-03 head-06 head-07 head-08 head-09 head-10 head-11 head-12
 define look_images
 	mkdir -p $(LOOKS)
 	test -e $(LOOKS)/raw-$(1).txt || { \
-	  $(BIN)/mmh-simulate heads $(LOOKS)/raw-$(1) --scanners A B --overwrite \
+	  $(BIN)/mmh-simulate heads $(LOOKS)/raw-$(1) --scanners A B --overwrite --seed $(3) \
 	    --labels $(patsubst %,$(MMH_SHARED)/data/labelmaps/%_dseg.nii.gz,$(2)) && echo $(2) > $(LOOKS)/raw-$(1).txt; }
 	$(BIN)/mmh $(LOOKS)/raw-$(1) $(LOOKS)/none-$(1) participant --method none -w $(LOOKS)/app-$(1)
 endef
+LOOK_SITES := $(foreach set,1 2 3 4,$(LOOKS)/none-$(set))
 LOOK_FLAGS := --held-out sub-04 --no-transfer --cache $(LOOKS)/removed --overwrite \
 	--source "Simulated scans of label maps of SynthSeg's training set (Apache-2.0, Billot et al. 2023)."
-train-looks: env-test  ## stage 2 of mmh-light for two simulated scanners, into build/looks/both; an hour on two cores, resumes
-	$(call look_images,1,$(LOOK_HEADS_1))
-	$(call look_images,2,$(LOOK_HEADS_2))
-	$(BIN)/mmh-train target $(LOOKS)/none-1 $(LOOKS)/none-2 --target-site A --label sim-A $(LOOK_FLAGS) \
+train-looks: env-test  ## stage 2 of mmh-light for two simulated scanners, into build/looks/both; two hours on two cores, resumes
+	$(call look_images,1,$(LOOK_HEADS_1),0)
+	$(call look_images,2,$(LOOK_HEADS_2),0)
+	$(call look_images,3,$(LOOK_HEADS_3),21)
+	$(call look_images,4,$(LOOK_HEADS_3),22)
+	$(BIN)/mmh-train target $(LOOK_SITES) --target-site A --label sim-A $(LOOK_FLAGS) \
 	  --output $(LOOKS)/one --work $(LOOKS)/work-A
-	$(BIN)/mmh-train target $(LOOKS)/none-1 $(LOOKS)/none-2 --target-site B --label sim-B $(LOOK_FLAGS) \
+	$(BIN)/mmh-train target $(LOOK_SITES) --target-site B --label sim-B $(LOOK_FLAGS) \
 	  --bundle $(LOOKS)/one --name mmh-light --output $(LOOKS)/both --work $(LOOKS)/work-B
 
 benchmark-target: train-looks  ## stage 2 against the truth: scans of other scanners in the look of two targets; an hour more
@@ -156,6 +161,16 @@ train-diffusion: env-test  ## train a small diffusion into build/mmh-diffusion; 
 	  --learning-rate 1e-4 \
 	  --output build/mmh-diffusion --work build/train-diffusion --overwrite \
 	  --source "Simulated scans of label maps of SynthSeg's training set (Apache-2.0, Billot et al. 2023)."
+
+# Heads 13 to 16 are for the benchmarks of the methods, as the scanners P to S.
+train-encoder: env-test  ## train the small style encoder into build/small; an hour on two cores, resumes
+	$(BIN)/mmh-train encoder $(wildcard $(addprefix $(MMH_SHARED)/data/labelmaps/head-,$(addsuffix _dseg.nii.gz,01 02 03 04 05 06 07 08 09 10 11 12))) \
+	  --held-out head-04 head-05 head-09 --output build/small --work build/train-encoder --overwrite \
+	  --source "Label maps of SynthSeg's training set (Apache-2.0, Billot et al. 2023)."
+
+benchmark-style: env-test  ## style encoders: time, memory, and how well the small one tells scanners apart
+	$(BIN)/python benchmarks/style_encoder.py
+	$(BIN)/python benchmarks/style_neighbours.py
 
 clean:  ## remove the environment and everything made here
 	rm -rf $(VENV) demo work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmh_bids import __version__
+from mmh_bids.cli.train_encoder import add_encoder
 from mmh_bids.cli.train_target import add_target
 from mmh_bids.errors import EXIT_INTERRUPTED, EXIT_OK, MmhError, UsageError
 
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     standards.set_defaults(run=_standards)
     _add_global(commands)
     add_target(commands)
+    add_encoder(commands)
     return parser
 
 

@@ -1,7 +1,10 @@
 """The image tower of the small style encoder: intensities, and how they lie beside each other. Torch and MONAI only.
 
-Nothing in it is normalised, so that brightness and contrast count as they are. A slice's embedding is made of the means
-and the standard deviations of its features over the brain: how large the brain is makes no difference.
+Nothing in it is normalised, so that brightness and contrast count as they are. A slice is described by statistics over
+its brain, whatever the brain's size: its histogram, its first and second differences along both axes (for noise and
+sharpness), and means and standard deviations of the features of some convolutions. Differences and deviations count by
+their logarithms, for what tells scanners apart is ratios. Of this description, a linear and a bent part make the
+embedding.
 """
 
 from __future__ import annotations
@@ -17,6 +20,10 @@ from torch.nn import functional
 _BRIGHTEST = 1.2
 #: Share of the voxels that counts as none.
 _FEW = 1e-4
+#: Variance that counts as none.
+_FLAT = 1e-6
+#: Statistics of `differences`; size of a difference that counts as none.
+_DIFFERENCES, _STILL = 8, 1e-3
 
 
 class SmallTower(nn.Module):
@@ -27,56 +34,98 @@ class SmallTower(nn.Module):
     dim
         Length of an embedding.
     channels
-        Of the convolutions, before the first of which, and in each, the image is halved.
+        Of the convolutions. Each halves the image.
     bins
-        Intensities, evenly spaced from 0 to 1.2, between which the first layer divides a voxel.
+        Of the intensities' histogram, their centres evenly spaced from 0 to 1.2.
     image_size
         H and W, divisible by 2 as often as it is halved.
     """
 
     image_mean, image_std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
-    centres: torch.Tensor
-
-    def __init__(self, dim: int = 64, channels: Sequence[int] = (24, 48), bins: int = 25, image_size: int = 96) -> None:
+    def __init__(
+        self, dim: int = 64, channels: Sequence[int] = (16, 24, 48), bins: int = 25, image_size: int = 96
+    ) -> None:
         super().__init__()
-        self.image_size = (image_size, image_size)
-        self.register_buffer("centres", torch.arange(float(bins)).reshape(1, -1, 1, 1), persistent=False)
-        sizes = [bins, *channels]
+        self.image_size, self.bins = (image_size, image_size), bins
         self.body = nn.Sequential(
             *[
                 Convolution(2, before, after, strides=2, act="GELU", norm=None)
-                for before, after in zip(sizes[:-1], sizes[1:], strict=True)
+                for before, after in zip([1, *channels[:-1]], channels, strict=True)
             ]
         )
-        self.out = nn.Linear(bins + 2 * sum(channels), dim)
+        seen = bins + _DIFFERENCES + 2 * sum(channels)
+        self.linear = nn.Linear(seen, dim)
+        self.bent = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        nn.init.zeros_(self.bent[-1].weight)  # type: ignore[arg-type]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """See the class."""
+        straight = self.linear(self.describe(images))
+        return straight + self.bent(straight)
+
+    def describe(self, images: torch.Tensor) -> torch.Tensor:
+        """Statistics (N, F) of slices (N, 3, H, W)."""
         grey = images[:, :1]
         inside = (grey > 0).to(grey)
-        # a voxel takes part in the two nearest bins, so that a slope is left everywhere
-        spacing = _BRIGHTEST / (self.centres.shape[1] - 1)
-        features = torch.relu(1 - (grey / spacing - self.centres).abs())
         # the root makes much of what is rare: of noise where there is no signal, of the brightest
-        found = [(mean_inside(features, inside) + _FEW).sqrt()]
-        features, inside = functional.avg_pool2d(features, 2), functional.avg_pool2d(inside, 2)
+        found = [(soft_histogram(grey, inside, self.bins) + _FEW).sqrt(), differences(grey, inside)]
+        # about -2 to 2, where the first layer's nonlinearity bends
+        features = 4 * grey - 2
         for layer in self.body:
-            features = layer(features)
-            inside = functional.avg_pool2d(inside, 2)
-            mean = mean_inside(features, inside)
-            variance = mean_inside((features - mean[..., None, None]).square(), inside)
-            found += [mean, (variance + 1e-6).sqrt()]
-        return self.out(torch.cat(found, dim=1))
+            features, inside = layer(features), functional.avg_pool2d(inside, 2)
+            found += moments(features, inside)
+        return torch.cat(found, dim=1)
 
 
-def mean_inside(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Means (N, C) of features (N, C, H, W) weighted by (N, 1, H, W); zero where all weights are.
+def soft_histogram(images: torch.Tensor, weights: torch.Tensor, bins: int) -> torch.Tensor:
+    """Shares (N, bins) of the pixels of images (N, 1, H, W), each shared between the two nearest bins.
+
+    >>> images = torch.tensor([0.0, 0.3, 0.6, 9.0]).reshape(1, 1, 2, 2)
+    >>> soft_histogram(images, torch.ones(1, 1, 2, 2), 3).round(decimals=3)
+    tensor([[0.3750, 0.3750, 0.2500]])
+    """
+    place = (images.flatten(1) * ((bins - 1) / _BRIGHTEST)).clamp(0, bins - 1)
+    below = place.detach().long().clamp_max(bins - 2)
+    share, weight = place - below, weights.flatten(1)
+    out = torch.zeros(len(images), bins, dtype=images.dtype, device=images.device)
+    out = out.scatter_add(1, below, (1 - share) * weight).scatter_add(1, below + 1, share * weight)
+    return out / weight.sum(dim=1, keepdim=True).clamp_min(1)
+
+
+def differences(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Logarithms of first and second differences' sizes (N, 8) in images (N, 1, H, W), where all weights are 1.
+
+    Along both axes, each by the mean of its absolute value, which edges make, and by that of the root: noise does that.
+
+    >>> ramp = torch.arange(6.0).expand(1, 1, 6, 6)
+    >>> differences(ramp, torch.ones_like(ramp)).exp().round(decimals=2)
+    tensor([[0.0000, 0.0300, 0.0000, 0.0300, 1.0000, 1.0000, 0.0000, 0.0300]])
+    """
+    found = []
+    for axis in (2, 3):
+        change, inside = images, weights
+        for _ in range(2):
+            size = change.shape[axis] - 1
+            change = change.diff(dim=axis)
+            inside = inside.narrow(axis, 1, size) * inside.narrow(axis, 0, size)
+            shares = inside / inside.sum(dim=(1, 2, 3), keepdim=True).clamp_min(1)
+            size_of = change.abs() + _STILL
+            found += [(size_of * shares).sum(dim=(1, 2, 3)), (size_of.sqrt() * shares).sum(dim=(1, 2, 3))]
+    return (torch.stack(found, dim=1) + _STILL).log()
+
+
+def moments(features: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
+    """Means, and logarithms of the standard deviations, of features (N, C, H, W) weighted by (N, 1, H, W); (N, C) each.
 
     >>> features = torch.tensor([1.0, 3.0, 9.0, 9.0]).reshape(1, 1, 2, 2)
-    >>> float(mean_inside(features, torch.tensor([1.0, 1.0, 0.0, 0.0]).reshape(1, 1, 2, 2)))
-    2.0
+    >>> mean, spread = moments(features, torch.tensor([1.0, 1.0, 0.0, 0.0]).reshape(1, 1, 2, 2))
+    >>> float(mean), round(float(spread.exp()), 3)
+    (2.0, 1.0)
     """
     shares = weights.flatten(1)
-    shares = shares / shares.sum(dim=1, keepdim=True).clamp_min(1e-3)
-    return torch.bmm(features.flatten(2), shares[..., None])[..., 0]
+    shares = (shares / shares.sum(dim=1, keepdim=True).clamp_min(1))[..., None]
+    features = features.flatten(2)
+    mean = torch.bmm(features, shares)
+    variance = torch.bmm((features - mean).square(), shares)
+    return [mean[..., 0], 0.5 * (variance[..., 0] + _FLAT).log()]

@@ -175,6 +175,10 @@ class TriPlanarEncoder(nn.Module):
         -------
         (B, dim).
         """
+        return self.aggregator(self.embed(volume, voxel_mm))
+
+    def embed(self, volume: torch.Tensor, voxel_mm: float = 1.0) -> torch.Tensor:
+        """Return the tower's embeddings (B, 3, slices, dim) of the slices of volumes, see `forward`."""
         if volume.dim() != 5 or volume.shape[1] != 1:
             raise ValueError(f"volume has shape {tuple(volume.shape)}, must have (B, 1, X, Y, Z)")
         factor = max(1, math.floor(self.voxel_mm / voxel_mm + 1e-6))
@@ -182,9 +186,8 @@ class TriPlanarEncoder(nn.Module):
             # an incomplete cube at the end of an axis is averaged over what there is of it
             volume = functional.avg_pool3d(volume, factor, ceil_mode=True)
         margin = self.margin_mm / (voxel_mm * factor)
-        planes = [self._embed(self._images(volume, axis, margin)) for axis in range(PLANES)]
-        embeddings = torch.stack(planes, dim=1).reshape(volume.shape[0], PLANES, self.slices, -1)
-        return self.aggregator(embeddings)
+        planes = [self._embedded(self._images(volume, axis, margin)) for axis in range(PLANES)]
+        return torch.stack([plane.unflatten(0, (-1, self.slices)) for plane in planes], dim=1)
 
     def train(self, mode: bool = True) -> TriPlanarEncoder:
         """Set the aggregator's mode; the tower's stays evaluation."""
@@ -219,7 +222,7 @@ class TriPlanarEncoder(nn.Module):
             pad += [before, want - have - before]
         return functional.pad(upright, pad)
 
-    def _embed(self, images: torch.Tensor) -> torch.Tensor:
+    def _embedded(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings (N, dim) of images (N, 1, H, W)."""
         keep = torch.is_grad_enabled() and images.requires_grad
         out = []

@@ -72,13 +72,14 @@ def test_small_tower_sees_the_brain_alone():
     flat = torch.zeros(2, 3, 16, 16)
     flat[0, :, 4:12, 4:12] = 0.5
     flat[1, :, 2:14, 2:14] = 0.5
-    # the same intensity: what differs comes from the edge that a convolution reaches over
-    bins = torch.relu(1 - (flat[:, :1] / (1.2 / 6) - tower.centres).abs())
-    assert bins[0, :, 8, 8].tolist() == pytest.approx([0, 0, 0.5, 0.5, 0, 0, 0])
     with torch.no_grad():
-        assert torch.equal(tower(torch.zeros(1, 3, 16, 16)), tower(torch.zeros(1, 3, 16, 16)))
-        small, large = tower(flat)
-        changed = tower(flat * 0.8)[0]
+        small, large = tower.describe(flat)
+        empty = tower(torch.zeros(1, 3, 16, 16))
+        changed = tower.describe(flat * 0.8)[0]
+    assert empty.isfinite().all()
+    # histogram and differences are the same: the background counts for nothing
+    assert torch.allclose(small[:15], large[:15], atol=1e-5)
+    # what differs comes from the edge that a convolution reaches over
     assert (small - large).norm() < 0.5 * (small - changed).norm()
 
 
