@@ -8,15 +8,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmh_bids import __version__
+from mmh_bids.cli.stopped import REQUEUE_HELP, stopped_by
 from mmh_bids.cli.train_encoder import add_encoder
 from mmh_bids.cli.train_target import add_target
-from mmh_bids.errors import EXIT_INTERRUPTED, EXIT_OK, MmhError, UsageError
-
-if TYPE_CHECKING:
-    from mmh_bids.training.requeue import Interrupted
+from mmh_bids.errors import EXIT_OK, MmhError, UsageError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,7 +87,7 @@ def _add_global(commands: argparse._SubParsersAction) -> None:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--devices", type=int, default=1, help="GPUs (or CPU processes) a machine, each with its share of a batch")
     add("--nodes", type=int, default=1, help="machines; start with srun --nodes=M --ntasks-per-node=N")
-    add("--requeue", action="store_true", help="when Slurm says by SIGUSR1 that the time is up: requeue the job")
+    add("--requeue", action="store_true", help=REQUEUE_HELP)
     own("--precision", choices=["32-true", "16-mixed", "bf16-mixed"],
         help="of the computations (default 32-true; paper on a GPU: 16-mixed)")  # fmt: skip
     add("--workers", type=int, default=1, help="processes that prepare heads, threads that read images")
@@ -114,7 +112,7 @@ def _global(options: argparse.Namespace) -> int:
     try:
         bundle = train_global(Request(**values))
     except Interrupted as stopped:
-        return _stopped(stopped, options.requeue)
+        return stopped_by(stopped, options.requeue)
     if bundle:
         print(f"{bundle.folder}: bundle {bundle.name}, held-out {json.dumps(dict(bundle.card['metrics']))}")
     return EXIT_OK
@@ -135,22 +133,6 @@ def _by_recipe(method: str, name: str, devices: int, batch: int | None) -> dict[
         "accumulate": recipe.accumulate(devices, batch or recipe.batch),
         "factor": recipe.factor,
     }
-
-
-def _stopped(stopped: Interrupted, requeue: bool) -> int:
-    """Say so, and put the Slurm job back into the queue if that was asked for; the exit code.
-
-    Only the first of several processes says and returns so: Fabric kills them all when one of the others ends badly.
-    """
-    from mmh_bids.training.distributed import is_first
-    from mmh_bids.training.requeue import requeue_job
-
-    if not is_first():
-        return EXIT_OK
-    print(f"mmh-train: {stopped}", file=sys.stderr)
-    if requeue and stopped.time_is_up:
-        print(f"mmh-train: job {requeue_job()} is in Slurm's queue again", file=sys.stderr)
-    return EXIT_INTERRUPTED
 
 
 def _standards(options: argparse.Namespace) -> None:

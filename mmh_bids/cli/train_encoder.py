@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from mmh_bids.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
+from mmh_bids.cli.stopped import REQUEUE_HELP, stopped_by
+from mmh_bids.errors import EXIT_OK, UsageError
 
 
 def add_encoder(commands: argparse._SubParsersAction) -> None:
@@ -35,6 +35,7 @@ def add_encoder(commands: argparse._SubParsersAction) -> None:
     add("--seed", type=int, default=0, help="seed of weights and data")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--workers", type=int, default=1, help="processes that simulate")
+    add("--requeue", action="store_true", help=REQUEUE_HELP)
     add("--source", metavar="TEXT", default="", help="where the label maps come from, for the card")
     add("--overwrite", action="store_true", help="replace the encoder that is in FOLDER")
     encoder.set_defaults(run=_encoder)
@@ -47,13 +48,12 @@ def _encoder(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise UsageError(f"training needs {error.name}: pip install 'mmh_bids[train]'") from None
 
-    values = {key: value for key, value in vars(options).items() if key != "run"}
+    values = {key: value for key, value in vars(options).items() if key not in ("run", "requeue")}
     values |= {"labels": tuple(options.labels), "held_out": tuple(options.held_out)}
     values["name"] = options.name or options.output.name
     try:
         folder, metrics = train_encoder(EncoderRequest(**values))
     except Interrupted as stopped:
-        print(f"mmh-train: {stopped}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return stopped_by(stopped, options.requeue)
     print(f"{folder}: style encoder {values['name']}, held-out {json.dumps(metrics)}")
     return EXIT_OK

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from mmh_bids.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
+from mmh_bids.cli.stopped import REQUEUE_HELP, stopped_by
+from mmh_bids.errors import EXIT_OK, UsageError
 
 
 def add_target(commands: argparse._SubParsersAction) -> None:
@@ -35,7 +35,7 @@ def add_target(commands: argparse._SubParsersAction) -> None:
         "--style-weights",
         metavar="DIR",
         type=Path,
-        help="folder of BiomedCLIP (default: the small encoder, where it ships)",
+        help="folder of BiomedCLIP, or of mmh-train encoder (default: the small encoder that comes along)",
     )
     add("--allow-download", action="store_true", help="fetch BiomedCLIP from the Hugging Face hub")
     add("--no-transfer", action="store_true", help="style reconstruction only: needs no other site")
@@ -46,6 +46,7 @@ def add_target(commands: argparse._SubParsersAction) -> None:
     add("--seed", type=int, default=0, help="seed of weights and data")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--precision", default="32-true", choices=["32-true", "16-mixed", "bf16-mixed"], help="of the computations")
+    add("--requeue", action="store_true", help=REQUEUE_HELP)
     add("--source", metavar="TEXT", default="", help="where the images come from, for the card")
     add("--overwrite", action="store_true", help="replace the bundle that is in FOLDER")
     target.set_defaults(run=_target)
@@ -58,7 +59,7 @@ def _target(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise UsageError(f"training needs {error.name}: pip install 'mmh_bids[train]'") from None
 
-    values = {key: value for key, value in vars(options).items() if key not in ("run", "no_transfer")}
+    values = {key: value for key, value in vars(options).items() if key not in ("run", "requeue", "no_transfer")}
     for key in ("images", "held_out"):
         values[key] = tuple(values[key])
     values |= {
@@ -69,8 +70,7 @@ def _target(options: argparse.Namespace) -> int:
     try:
         bundle = train_target(TargetRequest(**values))
     except Interrupted as stopped:
-        print(f"mmh-train: {stopped}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return stopped_by(stopped, options.requeue)
     target = f"site:{values['label']}"
     print(
         f"{bundle.folder}: bundle {bundle.name} knows {target}; held-out {json.dumps(bundle.card['metrics'][target])}"

@@ -39,14 +39,15 @@ def load_style_encoder(weights: Path | None = None, allow_download: bool = False
     Parameters
     ----------
     weights
-        Folder of BiomedCLIP (or another model of open_clip), see `tower.load_tower`. Its aggregator is new, and always
-        the same.
+        Folder of BiomedCLIP (or another model of open_clip), see `tower.load_tower`, whose aggregator is new and always
+        the same; or a folder that `write_small` wrote.
     allow_download
         Without `weights`: fetch BiomedCLIP from the Hugging Face hub, or take it from that client's cache.
 
     Returns
     -------
-    BiomedCLIP's encoder, or, where neither is given, the small one. ``card["name"]`` tells which.
+    The encoder of the folder, BiomedCLIP's, or, where neither is given, the small one that is shipped. ``card["name"]``
+    tells which.
 
     Raises
     ------
@@ -57,6 +58,8 @@ def load_style_encoder(weights: Path | None = None, allow_download: bool = False
     with torch.random.fork_rng(devices=[]):
         if weights is None and not allow_download:
             return read_small(shipped_folder() / SHIPPED)
+        if weights is not None and (Path(weights) / CARD).is_file():
+            return read_small(Path(weights))
         return _published(Path(weights) if weights is not None else download_tower())
 
 

@@ -17,7 +17,7 @@ from mmh_bids.harmonizers.light import WEIGHTS_FILE as LIGHT_FILE
 from mmh_bids.harmonizers.mmh import WEIGHTS_FILE
 from mmh_bids.harmonizers.standard import STANDARDS_FILE, Standard
 from mmh_bids.models.bundle import Bundle, open_bundle
-from mmh_bids.models.encoders import SHIPPED, load_style_encoder, shipped_folder
+from mmh_bids.models.encoders import load_style_encoder
 from mmh_bids.models.sampler import make_sampler
 from mmh_bids.models.style import TriPlanarEncoder
 from mmh_bids.models.unet import SEQUENCE_CLASS
@@ -148,12 +148,8 @@ def _check(request: TargetRequest) -> None:
 
 
 def _encoder(request: TargetRequest, say: Callable[[str], None]) -> TriPlanarEncoder | None:
-    """The style encoder of style transfer; None without, and where there is none."""
+    """The style encoder of style transfer; None without."""
     if not request.transfer:
-        return None
-    asked = request.style_weights is not None or request.allow_download
-    if not asked and not (shipped_folder() / SHIPPED).is_dir():
-        say("no style encoder is installed (--style-weights DIR gives one): style reconstruction only")
         return None
     encoder = load_style_encoder(request.style_weights, request.allow_download)
     say(f"style encoder: {encoder.card['name']}")

@@ -50,6 +50,11 @@ def test_written_encoder_is_read_back(small):
     assert not list(folder.parent.glob(".*"))
 
 
+def test_an_encoder_of_ones_own_is_loaded_from_its_folder(small):
+    _, folder = small
+    assert load_style_encoder(folder).card["name"] == "tiny"
+
+
 def test_small_encoder_is_differentiable_in_the_volume(small):
     _, folder = small
     image = volume().requires_grad_()

@@ -66,11 +66,11 @@ def test_images_of_the_site_teach_others_serve_transfer(request_):
     assert target._images(request_, open_bundle("mmh-light"), with_sources=False).sources == []
 
 
-def test_without_any_encoder_style_transfer_is_left_out_and_said(request_, tmp_path, monkeypatch):
-    monkeypatch.setattr(target, "shipped_folder", lambda: tmp_path / "none")
+def test_the_small_encoder_stands_in_and_is_named(request_, tmp_path):
     said = []
-    assert target._encoder(request_, said.append) is None
-    assert said == ["no style encoder is installed (--style-weights DIR gives one): style reconstruction only"]
+    assert target._encoder(request_, said.append).card["name"] == "small"
+    assert said == ["style encoder: small"]
+    assert target._encoder(replace(request_, transfer=False), said.append) is None
     with pytest.raises(UsageError, match="style-weights|open_clip"):
         target._encoder(replace(request_, style_weights=tmp_path / "none"), said.append)
 
