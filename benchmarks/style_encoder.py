@@ -1,7 +1,7 @@
 """Time and memory of the style encoders on one volume of the model grid, without and with gradients to the volume.
 
 BiomedCLIP's image tower is built as its config says, with random weights: neither depends on their values. Each case is
-a process of its own; memory is its peak above what it holds before the pass, weights included.
+a process of its own; memory is its peak above what it holds before the pass, when the weights are loaded.
 
     python benchmarks/style_encoder.py [--threads N] [--device cpu|cuda]
 """
