@@ -27,7 +27,7 @@ METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 .PHONY: help demo test test-slow test-real cluster-test lint types validate sample picture \
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
 	benchmark-travelling benchmark-parts benchmark-diffusion benchmark-training-data benchmark-paper \
-	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-style env env-test torch clean
+	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-looks benchmark-style env env-test torch clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{ printf "  %-24s %s\n", $$1, $$2 }'
@@ -148,6 +148,9 @@ train-looks: env-test  ## stage 2 of mmh-light for two simulated scanners, into 
 
 benchmark-target: train-looks  ## stage 2 against the truth: scans of other scanners in the look of two targets; an hour more
 	$(BIN)/python benchmarks/target.py --looks $(LOOKS) --model $(LOOKS)/both --targets A=sim-A B=sim-B
+
+benchmark-looks: train-looks  ## for tuning: people that the looks learned from, each in the look of the other target; half an hour
+	$(BIN)/python benchmarks/look_people.py --looks $(LOOKS) --model $(LOOKS)/both --sets 3 4
 
 # Stage 1 as published, as small as two cores can train: three heads on three scanners, 6 mm. Head 04 validates.
 DIFFUSION_LABELS := $(addprefix $(MMH_SHARED)/data/labelmaps/head-,$(addsuffix _dseg.nii.gz,01 02 04))

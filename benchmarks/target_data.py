@@ -50,6 +50,7 @@ class Scan:
     head: Head
     scanner: str
     sequence: str
+    subject: str = SUBJECT
 
     @classmethod
     def of(cls, folder: Path, number: int, scanner: str, sequence: str) -> Scan:
@@ -58,7 +59,7 @@ class Scan:
 
     def _anat(self, root: str) -> tuple[Path, str]:
         session = f"ses-{self.scanner}"
-        return self.folder / root / SUBJECT / session / "anat", f"{SUBJECT}_{session}"
+        return self.folder / root / self.subject / session / "anat", f"{self.subject}_{session}"
 
     def _image(self, root: str, name: str) -> nib.Nifti1Image:
         anat, stem = self._anat(root)
