@@ -17,7 +17,7 @@ from mmh_bids.image.levels import tissue_levels
 from mmh_bids.models.bundle import Bundle, card_head, write_bundle
 from mmh_bids.models.light import SEQUENCES
 from mmh_bids.simulate.modelhead import load_head
-from mmh_bids.training.light import unified_volume
+from mmh_bids.training.light_pairs import unified_volume
 
 OUTPUT_MAX = 1000
 

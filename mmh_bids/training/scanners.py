@@ -27,7 +27,7 @@ from mmh_bids.models.light import SEQUENCES
 from mmh_bids.simulate.batch import Scan, brain_values, draw_scan, simulate
 from mmh_bids.simulate.draw import draw_scanner
 from mmh_bids.simulate.modelhead import ModelHead, load_head
-from mmh_bids.training.light import positions
+from mmh_bids.training.light_pairs import positions
 from mmh_bids.training.requeue import ignore_stop_requests
 
 #: Voxels of the model grid (1 mm) to one of the encoder's.

@@ -13,7 +13,8 @@ from mmh_bids.models.light import LightNetwork, measure_style  # noqa: E402
 from mmh_bids.simulate import tissues  # noqa: E402
 from mmh_bids.simulate.batch import draw_scan  # noqa: E402
 from mmh_bids.simulate.unified import unified_tissues  # noqa: E402
-from mmh_bids.training.light import _ideal, _stretch  # noqa: E402
+from mmh_bids.training.light import _stretch  # noqa: E402
+from mmh_bids.training.light_pairs import ideal  # noqa: E402
 
 
 def brain(sequence, grey, noise, seed=0):
@@ -53,9 +54,9 @@ def test_the_shipped_curve_is_no_staircase(sequence, grey, noise):
 def test_noise_is_stretched_as_the_contrast_is(sequence):
     """From the tissues' own values: 1 where the scan has the unified look, half where it has twice the contrast."""
     scan = draw_scan(sequence, np.random.default_rng(3))
-    ideal = _ideal(scan)
-    assert _stretch(ideal) == pytest.approx(1)
-    assert _stretch(dataclasses.replace(ideal, tables=2 * ideal.tables)) == pytest.approx(0.5)
+    unified = ideal(scan)
+    assert _stretch(unified) == pytest.approx(1)
+    assert _stretch(dataclasses.replace(unified, tables=2 * unified.tables)) == pytest.approx(0.5)
     white, grey = tissues.INDEX["white_matter"], tissues.INDEX["cortex"]
     seen, wanted = (float(table[0, white] - table[0, grey]) for table in (scan.tables, scan.target))
     assert seen * _stretch(scan) == pytest.approx(wanted)
