@@ -15,9 +15,9 @@ from mmh_bids.training.contrast import ContrastRecipe
 from mmh_bids.training.distributed import make_fabric
 from mmh_bids.training.loop import Plan, fit
 from mmh_bids.training.memory import require_memory
+from mmh_bids.training.request import check_numbers, head_names, last_validation, split
 from mmh_bids.training.requeue import StopRequests
 from mmh_bids.training.scanners import FACTOR, make_scans
-from mmh_bids.training.stage_one import head_names, last_validation, split
 
 #: Arguments of `build_small`: all of a volume's style in 64 numbers, from 8 slices of each plane at 2 mm.
 NETWORK: dict[str, Any] = {
@@ -113,15 +113,11 @@ def train_encoder(request: EncoderRequest, say: Callable[[str], None] = print) -
 
 
 def _check(request: EncoderRequest) -> None:
-    for flag in ("scanners", "validation_scanners", "steps", "validate_every", "workers"):
-        if getattr(request, flag) < 1:
-            raise UsageError(f"--{flag.replace('_', '-')} {getattr(request, flag)}: must be 1 or more")
+    check_numbers(request, ("scanners", "validation_scanners", "steps", "validate_every", "workers"))
     if request.batch < 4 or request.batch % 2:
         raise UsageError(f"--batch {request.batch}: must be even, 4 or more: half of the pairs are T1w, half T2w")
     if request.scanners < request.batch // 2:
         raise UsageError(f"--scanners {request.scanners}: must be at least half of --batch {request.batch}")
-    if request.learning_rate <= 0 or request.seed < 0:
-        raise UsageError("--learning-rate must be above 0, --seed 0 or more")
     check_output(request.output, request.overwrite)
 
 

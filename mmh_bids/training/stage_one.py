@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,14 @@ from mmh_bids.harmonizers.light import WEIGHTS_FILE
 from mmh_bids.image.grid import MODEL_SHAPE
 from mmh_bids.models.bundle import Bundle, open_bundle
 from mmh_bids.training.recipes import Preset, recipe_of
+from mmh_bids.training.request import (
+    check_numbers,
+    check_output,
+    head_names,
+    last_validation,
+    participant,
+    split,
+)
 
 
 @dataclass(frozen=True)
@@ -107,22 +113,16 @@ def train_global(request: Request, say: Callable[[str], None] = print) -> Bundle
         After SIGINT, SIGTERM or SIGUSR1; the same request goes on.
     """
     _check(request)
-    if request.output.exists() and not request.overwrite:
-        raise UsageError(f"--output {request.output}: exists already; choose another folder or give --overwrite")
+    check_output(request.output, request.overwrite)
     return _train_light(request, say) if request.method == "mmh-light" else _train_diffusion(request, say)
 
 
 def _check(request: Request) -> None:
     """Raise UsageError for numbers that no training can have."""
     counts = "steps", "batch", "filters", "patch", "factor", "validate_every", "workers", "devices", "nodes"
-    for flag in (*counts, "accumulate"):
-        value = getattr(request, flag)
-        if value is not None and value < 1:
-            raise UsageError(f"--{flag.replace('_', '-')} {value}: must be 1 or more")
+    check_numbers(request, (*counts, "accumulate"))
     if request.patch % 8 or request.patch > min(MODEL_SHAPE):
         raise UsageError(f"--patch {request.patch}: must be a multiple of 8, at most {min(MODEL_SHAPE)}")
-    if request.learning_rate <= 0 or request.seed < 0:
-        raise UsageError("--learning-rate must be above 0, --seed 0 or more")
     if request.sampler != "paper" and not request.sampler.isdigit():
         raise UsageError(f"--sampler {request.sampler}: write paper, or a number of steps")
 
@@ -263,42 +263,3 @@ def _fabric(request: Request) -> Any:
 def _processes_of(request: Request, fabric: Any) -> int:
     """How many processes share the memory that is asked about: those of the machine, but on GPUs each has its own."""
     return request.devices if fabric.device.type == "cpu" else 1
-
-
-def split(held_out: Sequence[str], items: Sequence[Any], names: Sequence[str]) -> tuple[list[Any], list[Any]]:
-    """What is trained on, and what is held out; UsageError if a name is unknown or a part is empty."""
-    unknown = sorted(set(held_out) - set(names))
-    if unknown:
-        raise UsageError(f"--held-out {' '.join(unknown)}: unknown; there are {', '.join(sorted(set(names)))}")
-    train = [item for item, name in zip(items, names, strict=True) if name not in held_out]
-    validation = [item for item, name in zip(items, names, strict=True) if name in held_out]
-    if not train or not validation:
-        raise UsageError("--held-out: name some, and not all, of what was given: the rest is trained on")
-    return train, validation
-
-
-def head_names(labels: Sequence[Path]) -> list[str]:
-    """Names of label maps, ``head-04`` of ``head-04_dseg.nii.gz``; UsageError if two have the same."""
-    names = [path.name.split("_")[0].split(".")[0] for path in labels]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UsageError(
-            f"{', '.join(twice)}: several label maps begin so; name each file differently up to the first _"
-        )
-    return names
-
-
-def participant(path: Path) -> str:
-    """The participant a file's name begins with, ``sub-03``; the whole name if it begins with none."""
-    found = re.match(r"sub-[A-Za-z0-9]+", path.name)
-    return found[0] if found else path.name
-
-
-def last_validation(path: Path) -> dict[str, float]:
-    """The last validation in a training's ``log.csv``, by name; empty if there is none."""
-    if not path.is_file():
-        return {}
-    with open(path, newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["name"].startswith("validation/")]
-    last = max((int(row["step"]) for row in rows), default=0)
-    return {row["name"].removeprefix("validation/"): float(row["value"]) for row in rows if int(row["step"]) == last}

@@ -25,7 +25,7 @@ from mmh_bids.training.diffusion import StageOne
 from mmh_bids.training.distributed import make_fabric
 from mmh_bids.training.look import FACTOR, LookRecipe, removed_pair
 from mmh_bids.training.loop import Plan, fit
-from mmh_bids.training.stage_one import last_validation, participant
+from mmh_bids.training.request import check_numbers, check_output, last_validation, participant
 from mmh_bids.training.stage_two import TargetRecipe, latent_of
 from mmh_bids.training.standards import Sample, find_samples, measure
 from mmh_bids.training.style_removed import StyleRemoved
@@ -125,26 +125,16 @@ def train_target(request: TargetRequest, say: Callable[[str], None] = print) -> 
     Interrupted
         After SIGINT or SIGTERM; the same request goes on.
     """
-    _check(request)
+    check_numbers(request, ("steps", "last", "validate_every"))
+    check_output(request.output, request.overwrite)
     try:
         base = open_bundle(request.bundle)
     except BundleError as error:
         raise UsageError(str(error).replace("--model", "--bundle")) from None
+    images = _images(request, base)
     encoder = _encoder(request, say)
-    images = _images(request, base, with_sources=encoder is not None)
     train = _train_look if "mmh-light" in base.methods else _train_network
     return train(request, base, images, encoder, say)
-
-
-def _check(request: TargetRequest) -> None:
-    for flag in ("steps", "last", "validate_every"):
-        value = getattr(request, flag)
-        if value is not None and value < 1:
-            raise UsageError(f"--{flag.replace('_', '-')} {value}: must be 1 or more")
-    if request.learning_rate is not None and request.learning_rate <= 0:
-        raise UsageError("--learning-rate must be above 0")
-    if request.output.exists() and not request.overwrite:
-        raise UsageError(f"--output {request.output}: exists already; choose another folder or give --overwrite")
 
 
 def _encoder(request: TargetRequest, say: Callable[[str], None]) -> TriPlanarEncoder | None:
@@ -156,7 +146,7 @@ def _encoder(request: TargetRequest, say: Callable[[str], None]) -> TriPlanarEnc
     return encoder
 
 
-def _images(request: TargetRequest, base: Bundle, with_sources: bool) -> _Images:
+def _images(request: TargetRequest, base: Bundle) -> _Images:
     if not {"mmh-light", "mmh-diffusion"} & set(base.methods):
         raise UsageError(f"--bundle {request.bundle}: no stage 1 of MMH; make one with mmh-train global")
     samples = [sample for sample in find_samples(request.images) if sample.sequence in base.sequences]
@@ -173,7 +163,7 @@ def _images(request: TargetRequest, base: Bundle, with_sources: bool) -> _Images
     if not target:
         raise UsageError(f"--held-out: leaves no image of {request.target_site} to train on")
     kept = [sample for sample in samples if sample not in train and sample.site == request.target_site]
-    sources = [sample for sample in train if sample.site != request.target_site] if with_sources else []
+    sources = [sample for sample in train if sample.site != request.target_site] if request.transfer else []
     return _Images(target, sources, kept)
 
 

@@ -41,6 +41,7 @@ def request_(images, tmp_path):
         ({"bundle": "nowhere"}, "--bundle nowhere: neither a shipped bundle"),
         ({"steps": 0}, "--steps 0: must be 1 or more"),
         ({"learning_rate": -1.0}, "--learning-rate must be above 0"),
+        ({"seed": -1}, "--learning-rate must be above 0, --seed 0 or more"),
     ],
 )
 def test_refusals(request_, change, message):
@@ -57,13 +58,13 @@ def test_a_bundle_that_is_there_is_not_written_over(request_):
 
 
 def test_images_of_the_site_teach_others_serve_transfer(request_):
-    chosen = target._images(replace(request_, held_out=("sub-2",)), open_bundle("mmh-light"), with_sources=True)
+    chosen = target._images(replace(request_, held_out=("sub-2",)), open_bundle("mmh-light"))
     names = {part: sorted(s.path.name[:11] + s.sequence for s in getattr(chosen, part)) for part in
              ("target", "sources", "validation")}  # fmt: skip
     assert names == {
         "target": ["sub-1_ses-AT1w", "sub-1_ses-AT2w"], "sources": ["sub-1_ses-BT1w"], "validation": ["sub-2_ses-AT1w"],
     }  # fmt: skip
-    assert target._images(request_, open_bundle("mmh-light"), with_sources=False).sources == []
+    assert target._images(replace(request_, transfer=False), open_bundle("mmh-light")).sources == []
 
 
 def test_the_small_encoder_stands_in_and_is_named(request_, tmp_path):
