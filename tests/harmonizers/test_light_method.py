@@ -9,6 +9,7 @@ from scipy.ndimage import binary_erosion, gaussian_filter
 pytest.importorskip("torch")
 
 from mmh_bids.errors import BundleError, ImageError, UsageError  # noqa: E402
+from mmh_bids.harmonizers.base import Reference  # noqa: E402
 from mmh_bids.harmonizers.light import MmhLight, _level_curve, evened, levelled, without_habit  # noqa: E402
 from mmh_bids.image.grid import load_template, resample  # noqa: E402
 from mmh_bids.image.levels import tissue_levels  # noqa: E402
@@ -82,6 +83,17 @@ def test_a_field_that_is_left_is_taken_off_before_and_after(method):
     assert left < 0.15 * seen
     before, after = result.details["EvenedField"]
     assert before > plain.details["EvenedField"][0] + 0.03 and after < 0.5 * before
+
+
+def test_a_reference_image_lends_its_mean_and_spread(method, ball):
+    volume, mask, radius = ball
+    other = np.where(mask, 0.35 + 0.1 * np.cos(radius / 3), 0).astype(np.float32)[None]
+    result = method.harmonize(volume, mask, "T1w", "image:/ref_T1w.nii.gz", 0, Reference(other, mask))
+    brain = other[0][mask]
+    assert result.volume[0][mask].mean() == pytest.approx(brain.mean(), abs=1e-3)
+    assert result.volume[0][mask].std() == pytest.approx(brain.std(), rel=0.02)
+    assert result.details["Stage"] == 1
+    assert result.details["StatisticsMatching"]["Mean"] == pytest.approx(brain.mean(), abs=1e-5)
 
 
 def test_a_habit_of_the_network_is_taken_back_and_one_curve_is_not():

@@ -10,7 +10,7 @@ import torch
 
 from mmh_bids.errors import BundleError, ImageError, UsageError
 from mmh_bids.harmonizers import mmh
-from mmh_bids.harmonizers.base import Harmonizer
+from mmh_bids.harmonizers.base import Harmonizer, Reference
 from mmh_bids.harmonizers.mmh import WEIGHTS_FILE, Mmh
 from mmh_bids.models import acceleration
 from mmh_bids.models.acceleration import Acceleration
@@ -140,6 +140,17 @@ def test_what_lies_outside_the_brain_does_not_count(make_bundle):
     method = Mmh.load(bundle, "cpu")
     clean = method.harmonize(volume * mask, mask, "T1w", "unified", 0)
     assert np.array_equal(clean.volume, method.harmonize(volume, mask, "T1w", "unified", 0).volume)
+
+
+def test_a_reference_image_lends_its_mean_and_spread(make_bundle):
+    volume, mask = head()
+    other = np.where(mask, 0.35 + 0.1 * volume, 0).astype(np.float32)
+    method = Mmh.load(make_bundle(), "cpu")
+    result = method.harmonize(volume, mask, "T1w", "image:/ref_T1w.nii.gz", 0, Reference(other, mask))
+    brain = other[0][mask]
+    assert result.volume[0][mask].mean() == pytest.approx(brain.mean(), abs=1e-3)
+    assert result.volume[0][mask].std() == pytest.approx(brain.std(), rel=0.02)
+    assert result.details["Stage"] == 1
 
 
 def test_targets_and_sequences_it_does_not_know_are_refused(make_bundle):

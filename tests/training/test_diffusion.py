@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
+from workout import NETWORK
 
 from mmh_bids.errors import UsageError
 from mmh_bids.harmonizers.mmh import Mmh
@@ -21,14 +22,6 @@ from mmh_bids.training.loop import Interrupted, Plan, fit
 from mmh_bids.training.share import Share
 from mmh_bids.training.standards import find_samples
 
-NETWORK = {
-    "channels": [8, 16],
-    "num_res_blocks": 1,
-    "attention_levels": [False, True],
-    "num_head_channels": [0, 8],
-    "norm_num_groups": 4,
-    "style_hidden": 8,
-}
 PLAIN = {"name": "plain", "steps": 2, "top": 100}
 CPU = torch.device("cpu")
 

@@ -10,20 +10,12 @@ import pytest
 pytest.importorskip("lightning.fabric")
 
 import torch  # noqa: E402
+from workout import NETWORK as TINY  # noqa: E402
 
 from mmh_bids.cli.train import build_parser, main  # noqa: E402
 from mmh_bids.models.bundle import open_bundle  # noqa: E402
 from mmh_bids.models.unet import StyleUNet  # noqa: E402
 from mmh_bids.training import diffusion, losses, memory, recipes  # noqa: E402
-
-TINY = {
-    "channels": [8, 16],
-    "num_res_blocks": 1,
-    "attention_levels": [False, True],
-    "num_head_channels": [0, 8],
-    "norm_num_groups": 4,
-    "style_hidden": 8,
-}
 
 
 def write_images(folder, shape, blank=False):

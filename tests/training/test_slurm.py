@@ -21,7 +21,7 @@ SCRIPT = """#!/bin/bash
 #SBATCH --requeue --open-mode=append --output={folder}/log.txt
 srun --kill-on-bad-exit=1 {python} -m mmh_bids.cli.train global {images} --method mmh-diffusion --held-out sub-2 \\
   --factor 1 --batch 4 --steps 40 --validate-every 40 --sampler 2 --device cpu --devices 2 \\
-  --output {folder}/bundle --work {folder}/work --requeue
+  --output {folder}/bundle --work {folder}/checkpoints --requeue
 echo "ended with $?"
 """
 
