@@ -27,7 +27,8 @@ from travelling_measure import Anatomy, Comparison, anatomy, common_voxels
 
 from mmh_bids.evaluation.agreement import mean_over_pairs
 from mmh_bids.evaluation.contrast import spread
-from mmh_bids.harmonizers.light import CEILING, MmhLight, evened, levelled, without_habit
+from mmh_bids.harmonizers.levelling import CEILING, levelled
+from mmh_bids.harmonizers.light import MmhLight, evened, without_habit
 from mmh_bids.image.grid import TEMPLATE_SPACE, resample
 from mmh_bids.image.registration import read_matrix
 from mmh_bids.models.bundle import open_bundle

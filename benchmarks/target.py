@@ -93,7 +93,7 @@ def harmonized(scan: Scan, model: Bundle, standards: Bundle, targets: dict[str, 
             method = find_method(name).load(standards, "cpu")
             result = method.harmonize(volume[None], mask, scan.sequence, f"site:{target}", 0)
             classical[name] = scan.carried(result.volume[0])
-        look = light.look(unified, mask, scan.sequence, f"site:{label}")
+        look, _ = light.look(unified, mask, scan.sequence, f"site:{label}")
         found[target] = {**same, **classical, "stage 2": scan.carried(look)}
     return found
 

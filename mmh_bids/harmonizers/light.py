@@ -13,7 +13,6 @@ torch is imported when the first image comes: the command line loads a harmonize
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from mmh_bids.errors import BundleError, ImageError
 from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result, check_known, check_shapes
+from mmh_bids.harmonizers.levelling import CEILING, RIM_MM, levelled
 from mmh_bids.harmonizers.moments import brain_moments, match_moments
 from mmh_bids.harmonizers.standard import brain_values
 from mmh_bids.image.intensity import fit_monotone_map
@@ -33,24 +33,8 @@ if TYPE_CHECKING:
 WEIGHTS_FILE = "light.safetensors"
 #: Looks of sites, under keys such as ``T1w/site:A/rises``; only in bundles that know a site.
 LOOKS_FILE = "looks.safetensors"
-#: The brightest value given out; the unified look itself ends at 1.
-CEILING = 1.25
 #: Room around the brain, voxels, and what corner and sizes of the network's box divide by.
 _MARGIN, _DIVISOR = 8, 8
-#: How far grey and white matter may lie from their levels, as a share of their contrast: beyond it is no brain, or one
-#: that lies otherwise than the template, and a curve would do harm. Likewise bright fluid, as a share of what lies
-#: between it and grey matter: beyond it its level was read off something else.
-_PLAUSIBLE = 0.5
-#: How much the last curve may stretch or squeeze what lies between two tissues where fluid is dark, and where it is
-#: bright: more of a stretch would be noise. The network leaves grey and white matter of real T2w up to 1.6 times too
-#: near each other, of simulated ones hardly ever 1.2 times.
-_STRETCH, _STRETCH_BRIGHT = 1.3, 1.6
-#: How far bright fluid may stay from its level, as a share of what lies between it and grey matter: among scans of the
-#: unified look itself the ventricles give it no more exactly than that.
-_ROOM = 0.1
-#: Slope of the curve above bright fluid, the least that the network's own curve may have: in the unified look nothing
-#: is brighter than fluid, so that this is noise for the most part.
-_SLOPE_ABOVE = 1 / 3
 _AGAIN = "train it again with mmh-train global, or choose another with --model"
 
 
@@ -97,8 +81,9 @@ class MmhLight:
         `Result` whose volume is zero outside `mask` and in [0, 1.25]; its details hold ``EvenedField``, the standard
         deviations of the logarithms of the two fields that were taken off (null where none could be told), and
         ``TissueLevels``, those found before the last curve (fluid, grey, white matter; null where they could not be
-        found and no curve was applied), and ``Stage``: 2 for a site's look, else 1; for a reference image
-        ``StatisticsMatching``, the mean and standard deviation that the brain was given.
+        found and no curve was applied), and ``Stage``: 2 for a site's look, else 1; for a site ``TissueLevelsUnified``,
+        the levels that `settled` found; for a reference image ``StatisticsMatching``, the mean and standard deviation
+        that the brain was given.
 
         Raises
         ------
@@ -115,8 +100,8 @@ class MmhLight:
             out = match_moments(out, mask, mean, std)
             details |= {"StatisticsMatching": {"Mean": round(mean, 6), "StandardDeviation": round(std, 6)}}
         elif target != "unified":
-            out = self.look(out, mask, sequence, target)
-            details |= {"Stage": 2}
+            out, again = self.look(out, mask, sequence, target)
+            details |= {"Stage": 2, "TissueLevelsUnified": again}
         return Result(out[np.newaxis], details=details)
 
     def unify(
@@ -140,10 +125,27 @@ class MmhLight:
         details |= {"BrainMean": mean, "BrainStd": std, "EvenedField": [before, after], "TissueLevels": levels}
         return out, details
 
+    def settled(
+        self, unified: NDArray[np.float32], mask: NDArray[np.bool_], sequence: str
+    ) -> tuple[NDArray[np.float32], list[float] | None]:
+        """What `unify` gave with its tissues at their levels to the point: what stage 2 starts from.
+
+        Only where fluid is bright, see `mmh_bids.harmonizers.levelling.levelled`: what the unified look may leave open
+        a look would learn from some scanners and put on the scans of others.
+
+        Returns
+        -------
+        The volume and the levels it had; unchanged and None where fluid is dark, or no tissue can be told apart.
+        """
+        levels = self.levels(sequence)
+        if levels[0] < levels[2]:
+            return unified, None
+        return levelled(unified, mask, self.bundle.affine, levels, room=0.0, rim_mm=RIM_MM)
+
     def look(
         self, unified: NDArray[np.float32], mask: NDArray[np.bool_], sequence: str, target: str
-    ) -> NDArray[np.float32]:
-        """Stage 2 of what `unify` gave: the look of a site (`mmh_bids.models.look`)."""
+    ) -> tuple[NDArray[np.float32], list[float] | None]:
+        """Stage 2 of what `unify` gave: the look of a site (`mmh_bids.models.look`), and the levels `settled` found."""
         import torch
 
         from mmh_bids.models.look import Look
@@ -158,9 +160,10 @@ class MmhLight:
             raise BundleError(
                 f"--model {self.bundle.name}: {LOOKS_FILE} has no look {target} for {sequence} ({first}); {_AGAIN}"
             ) from None
+        settled, levels = self.settled(unified, mask, sequence)
         with torch.no_grad():
-            out = look(torch.from_numpy(unified)[None, None])[0, 0].clamp(0, CEILING).numpy()
-        return np.where(mask, out, 0).astype(np.float32)
+            out = look(torch.from_numpy(settled)[None, None])[0, 0].clamp(0, CEILING).numpy()
+        return np.where(mask, out, 0).astype(np.float32), levels
 
     def run(
         self, volume: NDArray[np.float32], mask: NDArray[np.bool_], sequence: str
@@ -261,84 +264,6 @@ def without_habit(
     out = np.zeros_like(first)
     out[mask] = before - (after - fit_monotone_map(before, after)(before))
     return out
-
-
-def levelled(
-    volume: NDArray[np.float32], mask: NDArray[np.bool_], affine: NDArray[np.float64], levels: Sequence[float]
-) -> tuple[NDArray[np.float32], list[float] | None]:
-    """Bring grey and white matter, and fluid to or near its level, to given levels by one curve.
-
-    White matter gets its level; grey matter, and from there fluid, come as near theirs as a stretch between 1/1.3 and
-    1.3 of what lies between allows (1/1.6 and 1.6 where fluid is bright). Bright fluid goes along with grey matter as
-    long as it stays within a tenth of its distance from grey matter of its level, or where it was found too far from
-    that to be fluid. The curve is straight between tissues and down to zero, of slope 1/3 above bright fluid; else
-    above the brightest tissue it is a shift, above white matter only from as far again as grey matter is below.
-
-    Parameters
-    ----------
-    volume, mask
-        (X, Y, Z), zero outside the mask.
-    levels
-        (3,) fluid, grey and white matter.
-
-    Returns
-    -------
-    The volume, 0 to `CEILING`, and the levels it had; unchanged and None where no tissue can be told apart or what
-    was found of grey and white matter is implausibly far from the levels.
-    """
-    from mmh_bids.image.levels import tissue_levels
-
-    try:
-        found = tissue_levels(volume, mask, affine)
-    except ImageError:
-        return volume, None
-    knots = _level_curve(found, np.asarray(levels, float))
-    if knots is None:
-        return volume, None
-    x, y = knots
-    out = (np.interp(volume, x, y) + np.maximum(volume - x[-1], 0)).clip(0, CEILING)
-    return np.where(mask, out, 0).astype(np.float32), [round(float(level), 6) for level in found]
-
-
-def _level_curve(found: NDArray[np.float64], asked: NDArray[np.float64]) -> tuple[NDArray, NDArray] | None:
-    """Knots of `levelled`'s curve, both ascending from zero; None where it would do harm.
-
-    Examples
-    --------
-    >>> x, y = _level_curve(np.array([0.2, 0.55, 0.7]), np.array([0.15, 0.5, 0.74]))
-    >>> x.round(3).tolist(), y.round(3).tolist()
-    ([0.0, 0.2, 0.55, 0.7, 0.85], [0.0, 0.195, 0.545, 0.74, 0.935])
-    >>> x, y = _level_curve(np.array([0.75, 0.34, 0.22]), np.array([0.65, 0.33, 0.23]))
-    >>> x.round(3).tolist(), y.round(3).tolist()
-    ([0.0, 0.22, 0.34, 0.75, 1.75], [0.0, 0.23, 0.33, 0.682, 1.015])
-    """
-    has, wants = np.diff(found), np.diff(asked)
-    if np.abs(found - asked)[1:].max() > _PLAUSIBLE * abs(wants[1]) or (has * wants).min() <= 0:
-        return None
-    dark = asked[0] < asked[2]
-    most = _STRETCH if dark else _STRETCH_BRIGHT
-    grey = asked[2] - _step(has[1], wants[1], most)
-    if dark:
-        x = [*found, 2 * found[2] - found[1]]
-        y = [grey - _step(has[0], wants[0], most), grey, asked[2], 2 * asked[2] - grey]
-    else:
-        x, y = [found[2], found[1]], [asked[2], grey]
-        if abs(found[0] - asked[0]) <= _PLAUSIBLE * abs(wants[0]):
-            room = _ROOM * abs(wants[0])
-            goal = np.clip(grey - has[0], asked[0] - room, asked[0] + room)
-            fluid = grey - _step(has[0], grey - goal, most)
-            x, y = [*x, found[0], found[0] + 1], [*y, fluid, fluid + _SLOPE_ABOVE]
-    knots = np.array([0.0, *x]), np.array([0.0, *y])
-    return knots if min(np.diff(side).min() for side in knots) > 0 else None
-
-
-def _step(has: float, wants: float, most: float) -> float:
-    """What lies between two tissues, stretched or squeezed towards what is wanted, `most`-fold at most.
-
-    >>> _step(0.2, 0.3, 2.0), _step(-0.2, -0.1, 1.6)
-    (0.3, -0.125)
-    """
-    return float(has * np.clip(wants / has, 1 / most, most))
 
 
 def network_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:

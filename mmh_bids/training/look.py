@@ -2,7 +2,9 @@
 
 Style reconstruction: what stage 1 took off an image of the site is to be put back on. Style transfer: an image of
 another site, brought to the look, is to be moved in the style encoder's space as the site's own images are, and to keep
-its edges. Both as in Wu et al., arXiv 2601.08193 (2026), but for the network: a look has no noise to take out.
+its edges. Both as in Wu et al., arXiv 2601.08193 (2026), but for the network: a look has no noise to take out and can
+move no edge, so that it is reconstructed from the voxels that hold one tissue (`mmh_bids.training.evenness`), without
+the paper's loss of edges.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from mmh_bids.harmonizers.light import MmhLight, evened
 from mmh_bids.image.intensity import MonotoneMap, fit_monotone_map
 from mmh_bids.models.look import BRIGHTEST, Looks
 from mmh_bids.models.style import TriPlanarEncoder
+from mmh_bids.training.evenness import evenness
 from mmh_bids.training.share import Share
 from mmh_bids.training.standards import Sample
 from mmh_bids.training.style_losses import EDGES, displacement_loss, displacement_weight, multiscale_gradient_loss
@@ -32,22 +35,27 @@ from mmh_bids.training.volumes import read_volume, shrink
 FACTOR = 2
 #: Steps of style reconstruction for each one of style transfer (the paper's eight passes over the target's images).
 RECONSTRUCTIONS = 8
+#: What `removed_pair` does; counted up with every change that makes pairs in a cache those of another stage 1.
+PAIRS = 2
 #: Weight of the local curves' roughness.
 _ROUGHNESS = 1.0
+#: Voxels that count at least this much, as a share of the most, give the one curve to begin with.
+_EVEN = 0.3
 
 
 def removed_pair(sample: Sample, harmonizer: MmhLight) -> dict[str, torch.Tensor]:
-    """An image and what stage 1 makes of it, (1, 1, X, Y, Z) at 2 mm: ``image``, ``removed``, ``mask``.
+    """An image and what a look starts from, (1, 1, X, Y, Z) at 2 mm: ``image``, ``removed``, ``mask``.
 
     What bias correction left of the field is taken off the image as well: a look is no field.
     """
     volume = read_volume(sample.path)
     whole = volume[0, 0].numpy()
     brain = whole > 0
-    unified = harmonizer.harmonize(whole[None], brain, sample.sequence, "unified", seed=0).volume
+    unified, _ = harmonizer.unify(whole, brain, sample.sequence)
+    removed, _ = harmonizer.settled(unified, brain, sample.sequence)
     even, _ = evened(whole, brain, harmonizer.bundle.affine)
     pair = {}
-    for name, values in (("image", even), ("removed", unified[0])):
+    for name, values in (("image", even), ("removed", removed)):
         # only the brain counts in the mean of a cube, whatever the values in it
         small, mask = shrink(torch.from_numpy(np.where(brain, np.maximum(values, 1e-6), 0))[None, None].float(), FACTOR)
         pair[name] = small
@@ -114,17 +122,17 @@ class LookRecipe:
             for name, value in parts.items():
                 found.setdefault(name, []).append(value)
         means = {name: torch.stack(values).mean() for name, values in found.items()}
-        total = means["error"] + EDGES * means["edges"] + _ROUGHNESS * means["roughness"]
+        total = means["error"] + _ROUGHNESS * means["roughness"]
         if "displacement" in means:
             total = total + self.transfer * (means["displacement"] + EDGES * means["kept_edges"])
         return {"loss": total, **means}
 
     def _reconstruction(self, network: Any, sequence: str, rng: Share, device: torch.device) -> dict[str, torch.Tensor]:
         image, removed, mask = _drawn(self.target[sequence], rng, device)
-        made, unit = network(removed, sequence) * mask, self.moments[sequence]["image"][1]
+        unit, weight = self.moments[sequence]["image"][1], _weight(image, removed, mask)
+        error = ((network(removed, sequence) - image).abs() * weight).sum() / weight.sum()
         return {
-            "error": (made - image).abs().sum() / mask.sum() / unit,
-            "edges": multiscale_gradient_loss(made, image) / unit,
+            "error": error / unit,
             "roughness": network.roughness(sequence) / unit**2,
         }
 
@@ -188,13 +196,21 @@ def _read(path: Path, device: torch.device) -> tuple[torch.Tensor, torch.Tensor,
     return image, removed, mask
 
 
+def _weight(image: torch.Tensor, removed: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """How much the voxels count: those whose surroundings are even in both, which have one tissue in either scan."""
+    both = evenness(image, mask) * evenness(removed, mask)
+    return both if both.any() else mask
+
+
 def _curve(files: Sequence[Path]) -> MonotoneMap:
-    """The one rising curve from images without style to the images."""
+    """The one rising curve from images without style to the images, in voxels that count."""
     before, after = [], []
     for path in files:
         image, removed, mask = _read(path, torch.device("cpu"))
-        before.append(removed[mask.bool()].numpy())
-        after.append(image[mask.bool()].numpy())
+        weight = _weight(image, removed, mask)
+        counts = weight >= _EVEN * weight.max()
+        before.append(removed[counts].numpy())
+        after.append(image[counts].numpy())
     return fit_monotone_map(np.concatenate(before), np.concatenate(after))
 
 

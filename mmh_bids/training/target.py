@@ -23,7 +23,7 @@ from mmh_bids.models.style import TriPlanarEncoder
 from mmh_bids.models.unet import SEQUENCE_CLASS
 from mmh_bids.training.diffusion import StageOne
 from mmh_bids.training.distributed import make_fabric
-from mmh_bids.training.look import FACTOR, LookRecipe, removed_pair
+from mmh_bids.training.look import FACTOR, PAIRS, LookRecipe, removed_pair
 from mmh_bids.training.loop import Plan, fit
 from mmh_bids.training.request import check_numbers, check_output, last_validation, participant
 from mmh_bids.training.stage_two import TargetRecipe, latent_of
@@ -174,7 +174,7 @@ def _train_look(
     fabric.launch()
     harmonizer = MmhLight.load(base, str(fabric.device))
     cache = StyleRemoved(
-        request.cache or request.work / "style-removed", _stage_one_key(base) | {"factor": FACTOR},
+        request.cache or request.work / "style-removed", _stage_one_key(base) | {"factor": FACTOR, "pairs": PAIRS},
         partial(removed_pair, harmonizer=harmonizer), say,
     )  # fmt: skip
     files = cache.prepare(images.all)

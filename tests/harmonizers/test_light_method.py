@@ -10,7 +10,8 @@ pytest.importorskip("torch")
 
 from mmh_bids.errors import BundleError, ImageError, UsageError  # noqa: E402
 from mmh_bids.harmonizers.base import Reference  # noqa: E402
-from mmh_bids.harmonizers.light import MmhLight, _level_curve, evened, levelled, without_habit  # noqa: E402
+from mmh_bids.harmonizers.levelling import _level_curve, levelled  # noqa: E402
+from mmh_bids.harmonizers.light import MmhLight, evened, without_habit  # noqa: E402
 from mmh_bids.image.grid import load_template, resample  # noqa: E402
 from mmh_bids.image.levels import tissue_levels  # noqa: E402
 from mmh_bids.models.bundle import open_bundle  # noqa: E402

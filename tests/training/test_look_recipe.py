@@ -8,6 +8,7 @@ import torch
 from lightning.fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional
 
 from mmh_bids.errors import UsageError
 from mmh_bids.models.style import TriPlanarEncoder
@@ -16,7 +17,7 @@ from mmh_bids.training.loop import Plan, fit
 from mmh_bids.training.share import Share
 
 CPU = torch.device("cpu")
-SHAPE = (16, 24, 24)
+SHAPE = (24, 24, 24)
 
 
 class Tower(nn.Module):
@@ -39,7 +40,9 @@ def pair(folder, number, curve, local=0.0):
     rng = torch.Generator().manual_seed(number)
     mask = torch.zeros(1, 1, *SHAPE)
     mask[..., 2:-2, 2:-2, 2:-2] = 1
-    removed = torch.rand(mask.shape, generator=rng) * mask
+    # cubes of one brightness each: tissues
+    cubes = torch.rand((1, 1, *(size // 6 for size in SHAPE)), generator=rng)
+    removed = functional.interpolate(cubes, SHAPE, mode="nearest") * mask
     image = (curve(removed) + local * place()) * mask
     save_file({"removed": removed, "image": image, "mask": mask.to(torch.uint8)}, folder / f"{number}.safetensors")
     return folder / f"{number}.safetensors"
@@ -70,8 +73,8 @@ def test_it_begins_with_the_curve_that_fits_best(recipe):
 
 
 def test_what_no_one_curve_tells_is_learned_over_the_brain(tmp_path):
-    files = [pair(tmp_path, number, bent, local=0.2) for number in range(3)]
-    recipe = LookRecipe({"T1w": files[:2]}, {}, {"T1w": files[2:]})
+    files = [pair(tmp_path, number, bent, local=0.2) for number in range(6)]
+    recipe = LookRecipe({"T1w": files[:5]}, {}, {"T1w": files[5:]})
     first = recipe.validate(recipe.build(), CPU, tmp_path, 0)
     plan = Plan(60, 3e-2, weight_decay=0.0, validate_every=60, warmup=5)
     network = fit(recipe, plan, tmp_path / "work", Fabric(accelerator="cpu", devices=1), {}, lambda line: None)
@@ -79,7 +82,21 @@ def test_what_no_one_curve_tells_is_learned_over_the_brain(tmp_path):
     assert first["error_after_T1w"] > 0.04
     assert last["error_after_T1w"] < 0.6 * first["error_after_T1w"]
     local = network["T1w"].local.detach()[0].mean(dim=(0, 2, 3))
-    assert local[-1] > local[0] + 0.04
+    # the outermost cells lie in the brain's rim, which does not count
+    assert local[-2] > local[1] + 0.05
+
+
+def test_what_slices_blur_between_tissues_is_not_learned_as_contrast(tmp_path):
+    """The site's slices are four times as thick as those of the image without style, along the second axis."""
+    files = [pair(tmp_path, number, bent) for number in range(4)]
+    for path in files:
+        known = load_file(path)
+        sharp = known["image"]
+        thick = functional.avg_pool3d(functional.pad(sharp, (0, 0, 1, 2, 0, 0)), (1, 4, 1), (1, 1, 1))
+        save_file(known | {"image": (thick * known["mask"]).contiguous()}, path)
+    recipe = LookRecipe({"T1w": files}, {}, {})
+    at = torch.linspace(0.1, 0.9, 64).reshape(1, 1, 4, 4, 4)
+    assert torch.allclose(recipe.build()["T1w"](at), bent(at), atol=2e-2)
 
 
 def test_style_transfer_comes_now_and_then_and_teaches_the_look(recipe):
@@ -96,12 +113,13 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(recipe):
     network = recipe.build()
     for step in range(20):
         parts = {name: float(value.detach()) for name, value in recipe.losses(network, Share(0, step), CPU).items()}
-        total = parts["error"] + 0.5 * parts["edges"] + parts["roughness"]
+        total = parts["error"] + parts["roughness"]
         total += parts.get("displacement", 0.0) + 0.5 * parts.get("kept_edges", 0.0)
         assert parts["loss"] == pytest.approx(total, rel=1e-5)
 
 
-def test_images_without_style_are_compared_at_the_targets_mean_and_spread(recipe):
+def test_images_without_style_are_compared_at_the_targets_mean_and_spread(tmp_path):
+    recipe = LookRecipe({"T1w": [pair(tmp_path, 0, bent)]}, {}, {})
     known = load_file(recipe.target["T1w"][0])
     mask = known["mask"].float()
     moved = recipe._matched(known["removed"], mask, "T1w")[mask.bool()]
