@@ -24,7 +24,7 @@ Status = Literal["done", "failed", "skipped"]
 
 #: Ours that BIDS does not know. No slash at the end: bids-validator-deno 3.0.2 then misses folders of a
 #: participant.
-BIDSIGNORE = "*.html\nlogs\nsub-*/log\nsub-*/figures\ngroup_*.tsv\n*_xfm.*\n"
+BIDSIGNORE = "*.html\nlogs\nsub-*/log\nsub-*/figures\nsub-*/features\ngroup_*\n*_xfm.*\n"
 
 README = """# Harmonized brain images
 

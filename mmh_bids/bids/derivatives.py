@@ -110,6 +110,11 @@ class OutputPaths:
         return self.figures / self._name({"desc": desc}, f"{self.run.sequence}{ext}")
 
     @property
+    def features(self) -> Path:
+        """What the group level compares of this image, see `mmh_bids.evaluation.features`; of all sessions."""
+        return self.participant_dir / "features" / self._name({"desc": "features"}, f"{self.run.sequence}.npz")
+
+    @property
     def report(self) -> Path:
         """``OUT/sub-X.html``."""
         return self.output_dir / f"sub-{self.run.participant}.html"

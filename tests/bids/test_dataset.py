@@ -52,14 +52,14 @@ def all_paths(run):
     return [
         paths.harmonized(), paths.harmonized(TEMPLATE), paths.harmonized(TEMPLATE, "1"), paths.preproc,
         paths.model_grid, paths.brain_mask, paths.transform(), paths.transform(ext=".h5"),
-        paths.figure("mask"),
+        paths.figure("mask"), paths.features,
     ]  # fmt: skip
 
 
 def test_no_two_outputs_share_a_name_and_none_is_a_raw_name(asked):
     runs = discover(asked)
     paths = [path for run in runs for path in all_paths(run)]
-    assert len(set(paths)) == len(runs) * 9
+    assert len(set(paths)) == len(runs) * 10
     assert not {path.name for path in paths} & {run.path.name for run in runs}
     for run in runs:
         for path in all_paths(run):
@@ -82,6 +82,7 @@ def test_names_of_one_image(asked):
         f"{anat}_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.txt",
         f"{anat}_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.h5",
         f"/out/sub-01/figures/{stem}_desc-mask_T1w.svg",
+        f"/out/sub-01/features/{stem}_desc-features_T1w.npz",
     ]
     assert str(paths.report) == "/out/sub-01.html"
     assert str(paths.log_dir("r1")) == "/out/sub-01/log/r1"
@@ -243,7 +244,7 @@ def write_outputs(asked, runs):
                 nib.save(nib.Nifti1Image(np.ones((9, 9, 9), np.float32), np.eye(4)), temporary)
             fields = sidecar(run, source, skull_stripped=True, resolution=res, harmonization={"Method": "none"})
             write_sidecar(path, mask_sidecar(source) if path == paths.brain_mask else fields)
-        others = [paths.transform(), paths.report, paths.figure("mask"), paths.log_dir("run") / "crash-1.txt"]
+        others = [paths.transform(), paths.report, paths.figure("mask"), paths.features, paths.log_dir("run") / "crash-1.txt"]
         for path in others:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("x")
@@ -255,7 +256,7 @@ def test_output_tree_is_valid_bids(asked):
     write_outputs(asked, runs)
     failed = Run(asked.bids_dir / "sub-03/anat/sub-03_T1w.nii.gz", "T1w", {"sub": "03"})
     record_images(asked, [*(ImageStatus(run, "done") for run in runs), ImageStatus(failed, "failed", "bad")])
-    for name in ("group_T1w.tsv", "group_T1w.html", "logs/CITATION.md"):
+    for name in ("group_T1w.tsv", "group_T1w.json", "group_T1w.html", "logs/CITATION.md"):
         (asked.output_dir / name).write_text("a\tb\n")
     assert validate(asked.output_dir) == []
 
