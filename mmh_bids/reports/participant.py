@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mmh_bids.files import atomic_write
 from mmh_bids.reports.figures import CAPTIONS, TITLES
 from mmh_bids.reports.flags import Flag, flags, label, limit, ordered, show
+from mmh_bids.reports.page import write_page
 
 Status = Literal["done", "failed", "skipped"]
 
@@ -91,8 +90,9 @@ def write_participant_report(
     -------
     The path of the page.
     """
-    template = _environment().get_template("participant.html.j2")
-    page = template.render(
+    return write_page(
+        output_dir / f"sub-{participant}.html",
+        "participant.html.j2",
         participant=participant,
         verdict=verdict(records),
         images=[_view(number, record, output_dir) for number, record in enumerate(records, start=1)],
@@ -103,7 +103,6 @@ def write_participant_report(
         sloppy=sloppy,
         software=dict(software or {}),
     )
-    return atomic_write(output_dir / f"sub-{participant}.html", page)
 
 
 def verdict(records: Sequence[ImageRecord]) -> str:
@@ -133,11 +132,6 @@ def verdict(records: Sequence[ImageRecord]) -> str:
         parts.append(f"it {needs}" if len(records) == 1 else f"{look} of them {needs}")
     parts += [f"{count} {word}" for count, word in ((failed, "failed"), (skipped, "skipped")) if count]
     return "; ".join(parts) + "."
-
-
-def _environment() -> Environment:
-    loader = PackageLoader("mmh_bids", "data/reports")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _view(number: int, record: ImageRecord, output_dir: Path) -> dict[str, Any]:
