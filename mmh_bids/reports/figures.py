@@ -1,9 +1,8 @@
-"""The pictures of one image's report: mask, before/after, histograms, registration."""
+"""The pictures of one image's report: mask, before/after, difference, histograms, registration."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,10 @@ from numpy.typing import NDArray
 
 from mmh_bids.errors import ImageError
 from mmh_bids.files import atomic_write
+from mmh_bids.reports.difference import change_of, difference_sheet
 from mmh_bids.reports.histogram import Intensities, histogram_svg
-from mmh_bids.reports.slices import (
-    PLANES,
-    Volume,
-    jpeg_uri,
-    load_volume,
-    mask_box,
-    outline,
-    picture,
-    spread,
-    to_bytes,
-)
+from mmh_bids.reports.rows import GAP, LABEL, Row, draw_outline, draw_raster, lay, rows_of
+from mmh_bids.reports.slices import PLANES, Volume, jpeg_uri, load_volume, mask_box, picture, to_bytes
 from mmh_bids.reports.svg import ORANGE, SKY, Sheet
 
 #: What each figure shows, by the label in its file name; the report prints these under the pictures.
@@ -39,6 +30,14 @@ CAPTIONS = {
         "mask, each in its own units (given in the picture). So compare contrast and detail here; a "
         "change of overall brightness alone does not show, the histograms tell it. The edge of the "
         "brain and all fine structure must be in the same place."
+    ),
+    "difference": (
+        "Output less input, each on its own brightness scale (0 black, 1 the brightest of the brain). Orange: "
+        "brighter than it was; blue: darker; black: no change; full colour stands for 10 % of the scale or more. "
+        "The upper rows show all of the change, so also a new contrast between tissues, which is what "
+        "harmonization is for. The lower rows show what is left once the one intensity map is taken off: "
+        "smooth patches are a field that was evened out, speckle is noise that was taken off; lines along "
+        "the folds mean edges that were sharpened, blurred or moved: compare the pictures above there."
     ),
     "histogram": (
         "Intensities inside the brain mask: input in its own units, output with the reference it "
@@ -56,14 +55,11 @@ TITLES = {
     "mask": "Brain mask",
     "registration": "Registration to the template",
     "beforeafter": "Before and after",
+    "difference": "Difference map",
     "histogram": "Histograms and intensity map",
 }
 _TEMPLATE = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 _TEMPLATE_WHITE = "mni_icbm152_wm_tal_nlin_sym_09a_converted.nii.gz"
-_GAP = 6.0
-_LABEL = 22.0
-# The letters at the left and the right end of a row of slices.
-_SIDES = {"sagittal": ("P", "A"), "coronal": ("L", "R"), "axial": ("L", "R")}
 _SLICES_MASK = {"sagittal": 5, "coronal": 6, "axial": 6}
 _SLICES_PAIR = {"sagittal": 4, "coronal": 5, "axial": 5}
 
@@ -100,7 +96,7 @@ def draw_figures(
 
     Returns
     -------
-    The files, in the order mask, beforeafter, histogram, registration.
+    The files, in the order mask, beforeafter, difference, histogram, registration.
 
     Raises
     ------
@@ -125,6 +121,13 @@ def draw_figures(
     drawn = {
         "mask": _mask_sheet(pair[0], inside, _window(values[0]), sequence, sloppy),
         "beforeafter": _pair_sheet(pair, inside, [_window(each) for each in values], sequence, sloppy),
+        "difference": difference_sheet(
+            pair[0],
+            inside,
+            change_of(pair[0].data, pair[1].data, inside.data, intensity_map, [_window(each) for each in values]),
+            sequence,
+            sloppy,
+        ),
         "histogram": histogram_svg(Intensities(values[0], values[1], intensity_map, reference_quantiles), sequence),
     }
     if registration is not None:
@@ -148,64 +151,19 @@ def _window(values: NDArray) -> tuple[float, float]:
     return (low, high) if high > low else (low, low + 1.0)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A row of slices in one plane: which, and how large one is in mm."""
-
-    plane: str
-    indices: Sequence[int]
-    width: float
-    height: float
-
-    @property
-    def total(self) -> float:
-        return len(self.indices) * (self.width + _GAP) - _GAP
-
-
-def _rows(volume: Volume, inside: NDArray, counts: Mapping[str, int], sloppy: bool) -> list[_Row]:
-    rows = []
-    for plane, (axis, right, up) in PLANES.items():
-        indices = spread(inside, axis, 2 if sloppy else counts[plane])
-        rows.append(_Row(plane, indices, volume.size[right], volume.size[up]))
-    return rows
-
-
-def _lay(sheet: Sheet, row: _Row, y: float, draw: Callable[[int, float], None], label: str) -> None:
-    """Draw one row of slices below the line `y`, centred, with its label and the letters of its sides."""
-    left = (sheet.width - row.total) / 2
-    for number, index in enumerate(row.indices):
-        draw(index, left + number * (row.width + _GAP))
-    for x, letter, anchor in zip((left + 2, left + row.total - 2), _SIDES[row.plane], ("start", "end"), strict=True):
-        sheet.text(x, y + row.height / 2, letter, 13, anchor)
-    sheet.text(4, y - 6, label)
-
-
-def _raster(
-    sheet: Sheet, volume: Volume, row: _Row, index: int, x: float, y: float, window: tuple[float, float]
-) -> None:
-    grey = to_bytes(picture(volume.data, row.plane, index), window)
-    sheet.image(x, y, row.width, row.height, jpeg_uri(grey))
-
-
-def _outline(sheet: Sheet, volume: Volume, row: _Row, index: int, x: float, y: float, colour: str) -> None:
-    _, right, up = PLANES[row.plane]
-    data = outline(picture(volume.data, row.plane, index), (volume.zooms[up], volume.zooms[right]))
-    sheet.path(x, y, data, colour, 1.2)
-
-
 def _mask_sheet(volume: Volume, inside: Volume, window: tuple[float, float], sequence: str, sloppy: bool) -> str:
-    rows = _rows(volume, inside.data, _SLICES_MASK, sloppy)
-    sheet = Sheet(max(row.total for row in rows), sum(row.height + _LABEL + _GAP for row in rows))
+    rows = rows_of(volume, inside.data, _SLICES_MASK, sloppy)
+    sheet = Sheet(max(row.total for row in rows), sum(row.height + LABEL + GAP for row in rows))
     y = 0.0
     for row in rows:
-        y += _LABEL
+        y += LABEL
 
-        def draw(index: int, x: float, row: _Row = row, y: float = y) -> None:
-            _raster(sheet, volume, row, index, x, y, window)
-            _outline(sheet, inside, row, index, x, y, ORANGE)
+        def draw(index: int, x: float, row: Row = row, y: float = y) -> None:
+            draw_raster(sheet, volume, row, index, x, y, window)
+            draw_outline(sheet, inside, row, index, x, y, ORANGE)
 
-        _lay(sheet, row, y, draw, row.plane)
-        y += row.height + _GAP
+        lay(sheet, row, y, draw, row.plane)
+        y += row.height + GAP
     return sheet.render(f"Outline of the brain mask over the {sequence} image in three planes")
 
 
@@ -221,23 +179,23 @@ def _pair_sheet(
     Each row is a group that tells where it lies if both are shown (``data-both``) and if one is
     (``data-one``), which the report's toggle uses to lay one upon the other.
     """
-    rows = _rows(pair[0], inside.data, _SLICES_PAIR, sloppy)
-    width, tall = max(row.total for row in rows), sum(row.height + _LABEL + _GAP for row in rows)
+    rows = rows_of(pair[0], inside.data, _SLICES_PAIR, sloppy)
+    width, tall = max(row.total for row in rows), sum(row.height + LABEL + GAP for row in rows)
     sheet = Sheet(width, 2 * tall)
     top_one = 0.0
     for row in rows:
-        step = row.height + _LABEL + _GAP
+        step = row.height + LABEL + GAP
         for number, (name, volume, window) in enumerate(zip(("before", "after"), pair, windows, strict=True)):
             both = f"{2 * top_one + number * step:.1f}"
             sheet.open_group(
                 data_show=name, data_both=both, data_one=f"{top_one:.1f}", transform=f"translate(0 {both})"
             )
 
-            def draw(index: int, x: float, row: _Row = row, volume: Volume = volume, window=window) -> None:
-                _raster(sheet, volume, row, index, x, _LABEL, window)
+            def draw(index: int, x: float, row: Row = row, volume: Volume = volume, window=window) -> None:
+                draw_raster(sheet, volume, row, index, x, LABEL, window)
 
             label = f"{row.plane}, {name}: black {window[0]:.4g}, white {window[1]:.4g}"
-            _lay(sheet, row, _LABEL, draw, label)
+            lay(sheet, row, LABEL, draw, label)
             sheet.close_group()
         top_one += step
     return sheet.render(
@@ -262,28 +220,28 @@ def _registration_sheet(volume: Volume, sequence: str, sloppy: bool) -> str:
     brain, white = brain.crop(box), white.crop(box)
     values = volume.data[volume.data > 0]
     window = _window(values)
-    rows = _rows(brain, brain.data, _SLICES_MASK, sloppy)
-    sheet = Sheet(max(row.total for row in rows), sum(row.height + _LABEL + _GAP for row in rows))
+    rows = rows_of(brain, brain.data, _SLICES_MASK, sloppy)
+    sheet = Sheet(max(row.total for row in rows), sum(row.height + LABEL + GAP for row in rows))
     y = 0.0
     for row in rows:
-        y += _LABEL
+        y += LABEL
         axis = PLANES[row.plane][0]
         places = [brain.origin[axis] + index * brain.zooms[axis] for index in row.indices]
 
-        def draw(index: int, x: float, row: _Row = row, y: float = y, axis: int = axis) -> None:
+        def draw(index: int, x: float, row: Row = row, y: float = y, axis: int = axis) -> None:
             place = brain.origin[axis] + index * brain.zooms[axis]
             _place_raster(sheet, volume, brain, row, volume.index_at(axis, place), (x, y), window)
-            _outline(sheet, white, row, index, x, y, SKY)
-            _outline(sheet, brain, row, index, x, y, ORANGE)
+            draw_outline(sheet, white, row, index, x, y, SKY)
+            draw_outline(sheet, brain, row, index, x, y, ORANGE)
 
-        _lay(
+        lay(
             sheet,
             row,
             y,
             draw,
             f"{row.plane}, {'xyz'[axis]} = {', '.join(f'{place:.0f}' for place in places)} mm",
         )
-        y += row.height + _GAP
+        y += row.height + GAP
     return sheet.render(f"{sequence} image in template space with the outlines of the template")
 
 
@@ -291,7 +249,7 @@ def _place_raster(
     sheet: Sheet,
     volume: Volume,
     frame: Volume,
-    row: _Row,
+    row: Row,
     index: int,
     corner: tuple[float, float],
     window: tuple[float, float],

@@ -26,7 +26,7 @@ DERIVED = """
 desc-harmonized_SEQ.json desc-harmonized_SEQ.nii.gz desc-preproc_SEQ.json desc-preproc_SEQ.nii.gz desc-MASK_mask.json
 desc-MASK_mask.nii.gz from-SEQ_to-MNI152NLin2009aSym_mode-image_xfm.txt
 """
-FIGURES = ("beforeafter", "histogram", "mask", "registration")
+FIGURES = ("beforeafter", "difference", "histogram", "mask", "registration")
 
 
 def test_list_of_files(study):
@@ -38,6 +38,7 @@ def test_list_of_files(study):
         mask = "brain" if sequence == "T1w" else "brainT2w"
         expected += [f"{folder}/{stem}_{end}" for end in DERIVED.replace("SEQ", sequence).replace("MASK", mask).split()]
         expected += [f"{folder[:6]}/figures/{stem}_desc-{figure}_{sequence}.svg" for figure in FIGURES]
+        expected.append(f"{folder[:6]}/features/{stem}_desc-features_{sequence}.npz")
     assert [re.sub(r"\d{8}-\d{6}-\d{4}", "RUN", name) for name in files(out)] == sorted(expected)
     assert leftovers(out) == []
 

@@ -64,7 +64,7 @@ def test_all_figures_are_small_whole_and_the_same_twice(tmp_path):
     paths = save(tmp_path / "in", *head(), AFFINE)
     first = draw(paths, tmp_path / "a", registration=template)
     second = draw(paths, tmp_path / "b", registration=template)
-    kinds = ("mask", "beforeafter", "histogram", "registration")
+    kinds = ("mask", "beforeafter", "difference", "histogram", "registration")
     assert [file.name for file in first] == [f"sub-01_desc-{kind}_T1w.svg" for kind in kinds]
     for file, again in zip(first, second, strict=True):
         text = file.read_text()
@@ -132,8 +132,8 @@ def test_registration_shows_a_shift_as_a_shift(tmp_path):
     moved = AFFINE.copy()
     moved[2, 3] += 20
     nib.Nifti1Image(np.where(mask, image, 0).astype(np.float32), moved).to_filename(tmp_path / "moved.nii")
-    here = tiles(draw(paths, tmp_path / "a", registration=paths[1], sloppy=True)[3])[0]
-    there = tiles(draw(paths, tmp_path / "b", registration=tmp_path / "moved.nii", sloppy=True)[3])[0]
+    here = tiles(draw(paths, tmp_path / "a", registration=paths[1], sloppy=True)[4])[0]
+    there = tiles(draw(paths, tmp_path / "b", registration=tmp_path / "moved.nii", sloppy=True)[4])[0]
     bottoms = [tile[1] + tile[3] for tile in (here, there)]
     assert bottoms[0] - bottoms[1] == pytest.approx(20, abs=4)  # up, to a voxel
 
@@ -155,7 +155,8 @@ def test_odd_images_are_drawn_all_the_same(tmp_path, kind):
     else:
         changes = {"intensity_map": None, "reference_quantiles": None}
     drawn = draw(save(tmp_path / "in", image, mask, AFFINE), tmp_path / "out", **changes)
-    assert all("NaN" not in file.read_text() for file in drawn)
+    words = [re.sub('base64,[^"]*', "", file.read_text()) for file in drawn]  # a picture's bytes may spell it
+    assert all("NaN" not in each for each in words)
     if kind == "sloppy":
         assert len(tiles(drawn[0])) == 6
     if kind == "negative":
