@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shlex
@@ -21,6 +22,7 @@ from mmh_bids.bids.provenance import (
     write_provenance,
 )
 from mmh_bids.bids.run import Run
+from mmh_bids.cli.qc_fail import is_set_aside, reason_on_disk
 from mmh_bids.errors import EXIT_OK, EXIT_SOME_FAILED
 from mmh_bids.files import sha256_file
 from mmh_bids.reports.boilerplate import MethodsFacts, methods_text, write_citations
@@ -33,18 +35,21 @@ logger = logging.getLogger("mmh")
 
 
 def harmonization_on_disk(paths: OutputPaths) -> dict[str, Any]:
-    """The ``Harmonization`` object of the image's sidecar; empty if there is none."""
-    try:
-        content = json.loads(sidecar_path(paths.harmonized()).read_text())
-        return dict(content["Harmonization"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    """The ``Harmonization`` object of the image's sidecar, or of one that was not kept; empty if there is none."""
+    for path in (sidecar_path(paths.harmonized()), paths.excluded):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return dict(json.loads(path.read_text(encoding="utf-8"))["Harmonization"])
+    return {}
 
 
-def fingerprint_on_disk(paths: OutputPaths, spaces: Iterable[str] = ()) -> str | None:
-    """Fingerprint of the outputs that are there, if all of them are, those in `spaces` and the figures included."""
-    needed = [paths.harmonized(), paths.preproc, paths.brain_mask, paths.transform()]
-    needed += [paths.harmonized(*split_space(space)) for space in spaces]
+def fingerprint_on_disk(paths: OutputPaths, spaces: Iterable[str] = (), qc_fail: str = "warn") -> str | None:
+    """Fingerprint of the outputs that are there, if all of them are, those in `spaces` and the figures included.
+
+    An image that was set aside for its quality is whole without its harmonized images, unless they are wanted now.
+    """
+    needed = [paths.preproc, paths.brain_mask, paths.transform()]
+    if not is_set_aside(paths, qc_fail):
+        needed += [paths.harmonized(), *(paths.harmonized(*split_space(space)) for space in spaces)]
     needed += [paths.figure(name) for name in TITLES]
     if not all(path.is_file() for path in needed):
         return None
@@ -59,10 +64,14 @@ def image_record(run: Run, settings: Settings, failures: Mapping[str, str]) -> I
         status, reason = "skipped", run.reason
     elif run.action == "fail" or run.key in failures:
         status, reason = "failed", failures.get(run.key, run.reason)
-    facts = harmonization_on_disk(paths) if status == "done" else {}
+    set_aside = paths.excluded.is_file() and not paths.harmonized().is_file()
+    if status == "done" and set_aside:
+        status, reason = "excluded", reason_on_disk(paths)
+    facts = harmonization_on_disk(paths) if status == "done" or set_aside else {}
     if status == "done" and not facts:
         status, reason = "failed", f"{run.path.name}: no derivatives yet; run without --reports-only"
-    ok = status == "done"
+    ok = status == "done" or set_aside
+    kept = (paths.preproc, paths.brain_mask, paths.transform())
     return ImageRecord(
         key=run.key,
         sequence=run.sequence,
@@ -74,7 +83,7 @@ def image_record(run: Run, settings: Settings, failures: Mapping[str, str]) -> I
         qc=facts.get("QC", {}),
         harmonization=facts,
         figures=tuple(sorted(paths.figures.glob(f"{run.stem}_desc-*_{run.sequence}.svg"))) if ok else (),
-        outputs=(paths.harmonized(), paths.preproc, paths.brain_mask, paths.transform()) if ok else (),
+        outputs=() if not ok else kept if set_aside else (paths.harmonized(), *kept),
     )
 
 
@@ -157,8 +166,8 @@ def write_provenance_of(settings: Settings, study: Study, runs: Sequence[Run], r
         source = FileRecord(bids_uri(run.path, settings.output_dir, links), facts["SourceSHA256"])
         made = [
             FileRecord(bids_uri(path, settings.output_dir, links), sha256_file(path))
-            for path in sorted(paths.anat.glob(f"{run.stem}_*"))
-            if _belongs(path, run)
+            for path in [*sorted(paths.anat.glob(f"{run.stem}_*")), paths.features]
+            if path == paths.features or _belongs(path, run)
         ]
         inputs.append(source)
         outputs += made

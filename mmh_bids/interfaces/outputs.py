@@ -19,7 +19,7 @@ from mmh_bids.errors import ImageError
 from mmh_bids.interfaces.files import load, load_json, save
 
 
-def _no_output(error: OSError, folder: Path) -> ImageError:
+def no_output(error: OSError, folder: Path) -> ImageError:
     """What to say when the output folder cannot be written to: the error itself often names no file."""
     place = Path(error.filename or folder)
     if place.name.startswith(".tmp-"):  # a name that means nothing to the user
@@ -115,7 +115,7 @@ class WriteDerivatives(SimpleInterface):
         try:
             self._write(run, paths)
         except OSError as error:
-            raise _no_output(error, paths.anat) from None
+            raise no_output(error, paths.anat) from None
         self._results.update(harmonized=str(paths.harmonized()), preproc=str(paths.preproc), mask=str(paths.brain_mask))
         return runtime
 
@@ -237,7 +237,7 @@ class DrawFigures(SimpleInterface):
         try:
             self._results["out_files"] = self._draw(draw_figures)
         except OSError as error:
-            raise _no_output(error, Path(self.inputs.folder)) from None
+            raise no_output(error, Path(self.inputs.folder)) from None
         return runtime
 
     def _draw(self, draw_figures) -> list[str]:

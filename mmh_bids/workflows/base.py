@@ -13,6 +13,7 @@ from mmh_bids.bids.dataset import dataset_links
 from mmh_bids.bids.derivatives import OutputPaths
 from mmh_bids.bids.reuse import Reusable, find_reusable
 from mmh_bids.bids.run import Run
+from mmh_bids.interfaces.features import MeasureFeatures
 from mmh_bids.interfaces.outputs import DrawFigures, ToSpace, WriteDerivatives
 from mmh_bids.interfaces.preprocess import ModelGrid, RegisterToTemplate
 from mmh_bids.workflows.harmonize import init_harmonize_anat_wf
@@ -132,7 +133,7 @@ def init_image_wf(job: Job, study: Study, through_t1w: bool = False) -> pe.Workf
 def _connect_outputs(
     workflow: pe.Workflow, job: Job, study: Study, preproc: pe.Workflow, harmonize: pe.Workflow, volume: float
 ) -> None:
-    """Output spaces, derivatives and pictures."""
+    """Output spaces, derivatives, features and pictures."""
     settings, run = study.settings, job.run
     paths = OutputPaths(settings.output_dir, run)
     write = pe.Node(
@@ -153,6 +154,12 @@ def _connect_outputs(
     ])  # fmt: skip
     if settings.method == "none":
         workflow.connect(harmonize, "outputnode.model_before", write, "model_file")
+    features = pe.Node(
+        MeasureFeatures(run=_run_fields(run), output_dir=str(settings.output_dir)),
+        name="measure_features",
+        mem_gb=node_gb(4, volume, base=0.3),
+    )
+    workflow.connect(write, "harmonized", features, "harmonized")
     if study.spaces:
         merge = pe.Node(niu.Merge(len(study.spaces)), name="merge_spaces", run_without_submitting=True)
         workflow.connect(merge, "out", write, "space_files")

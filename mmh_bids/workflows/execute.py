@@ -101,7 +101,7 @@ class Executor:
         """Remove the half files that workers which were killed left in the output folder."""
         for job in self._jobs.values():
             paths = OutputPaths(self.study.settings.output_dir, job.run)
-            for folder in (paths.anat, paths.figures):
+            for folder in (paths.anat, paths.figures, paths.features.parent):
                 for path in [path for pid in pids for path in folder.glob(f"{temporary_prefix(pid)}*")]:
                     path.unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ from mmh_bids.workflows.study import Space, Study
 NEEDS_LITTLE = ("merge_spaces",)
 EVERY_IMAGE = {
     "check", "extract_brain", "correct_bias", "register", "model_grid", "harmonize", "transport",
-    "write_derivatives", "draw_figures",
+    "write_derivatives", "measure_features", "draw_figures",
 }  # fmt: skip
 
 
@@ -120,6 +120,7 @@ def test_a_t1w_alone(layout):
         ("transport", "out_file", "write_derivatives", "harmonized"),
         ("transport", "qc_file", "write_derivatives", "qc_file"),
         ("transport", "out_file", "draw_figures", "after"),
+        ("write_derivatives", "harmonized", "measure_features", "harmonized"),
         ("correct_bias", "out_file", "draw_figures", "before"),
     ):
         assert feeds(graph, source, field, target, entry), (source, target)
