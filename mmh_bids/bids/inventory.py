@@ -1,0 +1,130 @@
+"""Which images an output folder holds, and what their sidecars say of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmh_bids.bids.derivatives import OutputPaths, sidecar_path
+from mmh_bids.bids.names import natural_key, split_name
+from mmh_bids.bids.run import Run
+from mmh_bids.bids.tsv import present, read_tsv
+from mmh_bids.errors import ImageError
+
+_SUFFIX = "_desc-harmonized"
+
+
+@dataclass(frozen=True)
+class OutputImage:
+    """One source image of an output folder.
+
+    Attributes
+    ----------
+    run
+        The source; its path need not exist any more.
+    image
+        Path of the source relative to the dataset, as in ``logs/images.tsv``.
+    status, message
+        What became of it: ``done``, ``failed``, ``excluded`` ..., and why, for people.
+    """
+
+    run: Run
+    image: str
+    status: str
+    message: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Unique name of the image."""
+        return self.run.key
+
+
+def find_images(bids_dir: Path, output_dir: Path, sequences: Iterable[str]) -> list[OutputImage]:
+    """All images of these sequences that the participant level was asked for, ordered as people count.
+
+    They are those of ``logs/images.tsv``, and those of which there is a sidecar but no row (logs that were deleted,
+    outputs that were copied together). Images that were skipped, as they are not for this program, are left out.
+
+    Raises
+    ------
+    UsageError
+        ``logs/images.tsv`` cannot be read.
+    """
+    wanted = set(sequences)
+    table = output_dir / "logs" / "images.tsv"
+    found: dict[str, OutputImage] = {}
+    skipped = set()
+    for row in read_tsv(table, "image")[1] if table.is_file() else []:
+        image = _of_row(row, bids_dir)
+        if image is None:
+            continue
+        if image.status == "skipped":
+            skipped.add(image.key)
+        elif image.run.sequence in wanted:
+            found[image.key] = image
+    for path in sorted(output_dir.glob(f"sub-*/**/anat/*{_SUFFIX}_T[12]w.json")):
+        image = _of_sidecar(path, bids_dir, output_dir)
+        if image is not None and image.run.sequence in wanted and image.key not in skipped:
+            found.setdefault(image.key, image)
+    return sorted(found.values(), key=lambda image: natural_key(image.image))
+
+
+def with_facts(image: OutputImage, output_dir: Path) -> OutputImage:
+    """The image with its sidecar's ``Harmonization`` object; as it is where it was not harmonized.
+
+    Site and where it came from are then those that the image was harmonized with.
+
+    Raises
+    ------
+    ImageError
+        The image is said to be done, and its sidecar is missing or not what this program writes.
+    """
+    if image.status != "done":
+        return image
+    path = sidecar_path(OutputPaths(output_dir, image.run).harmonized())
+    remedy = "run the participant level again"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file; {remedy}") from None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise ImageError(f"{path}: cannot be read ({reason}); delete it and {remedy}") from None
+    facts = content.get("Harmonization") if isinstance(content, dict) else None
+    if not isinstance(facts, dict) or not isinstance(facts.get("QC"), dict):
+        raise ImageError(f"{path}: has no Harmonization object with QC; delete it and {remedy}")
+    site = present(facts["Site"]) if "Site" in facts else image.run.site
+    run = Run(
+        image.run.path, image.run.sequence, image.run.entities, {}, site,
+        str(facts.get("SiteSource") or image.run.site_source),
+    )  # fmt: skip
+    return OutputImage(run, image.image, image.status, image.message, facts)
+
+
+def _of_row(row: Mapping[str, str], bids_dir: Path) -> OutputImage | None:
+    """The image of a row of ``logs/images.tsv``; None for a name that is none of BIDS."""
+    try:
+        entities, suffix, _ = split_name(row["image"])
+    except ValueError:
+        return None
+    if suffix not in ("T1w", "T2w") or "sub" not in entities:
+        return None
+    site = present(row.get("site"))
+    run = Run(bids_dir / row["image"], suffix, entities, {}, site, present(row.get("site_from")) or "")
+    return OutputImage(run, row["image"], row.get("status") or "done", present(row.get("message")) or "")
+
+
+def _of_sidecar(path: Path, bids_dir: Path, output_dir: Path) -> OutputImage | None:
+    """The image of a sidecar on its own grid; the name of its source follows from that of the sidecar."""
+    try:
+        entities, suffix, _ = split_name(path.name)
+    except ValueError:
+        return None
+    if "space" in entities or entities.pop("desc", None) != "harmonized" or "sub" not in entities:
+        return None
+    source = path.parent.relative_to(output_dir) / f"{path.name.removesuffix('.json').replace(_SUFFIX, '')}.nii.gz"
+    return OutputImage(Run(bids_dir / source, suffix, entities), source.as_posix(), "done")
