@@ -95,7 +95,7 @@ def write_participant_report(
         "participant.html.j2",
         participant=participant,
         verdict=verdict(records),
-        images=[_view(number, record, output_dir) for number, record in enumerate(records, start=1)],
+        images=[_view(record, output_dir) for record in records],
         methods_text=methods_text.strip(),
         errors=[_message(error) for error in errors],
         version=version,
@@ -134,11 +134,11 @@ def verdict(records: Sequence[ImageRecord]) -> str:
     return "; ".join(parts) + "."
 
 
-def _view(number: int, record: ImageRecord, output_dir: Path) -> dict[str, Any]:
+def _view(record: ImageRecord, output_dir: Path) -> dict[str, Any]:
     """All the template needs to know about one image."""
     marked = flags(record.qc) if record.status == "done" else []
     return {
-        "id": f"image-{number}",
+        "id": record.key,
         "record": record,
         "mark": "look" if marked else record.status,
         "word": _word(record, marked),

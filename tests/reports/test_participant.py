@@ -75,9 +75,9 @@ def test_the_page_stands_alone_and_is_the_same_twice(tmp_path):
         if name in ("src", "href") and tag != "a":
             assert value.startswith("data:")
     assert {value for tag, name, value in page.attributes if (tag, name) == ("a", "href")} == {
-        "#summary", "#image-1", "sub-01/anat/a%20b.nii.gz",
+        "#summary", "#sub-01_T1w", "sub-01/anat/a%20b.nii.gz",
     }  # fmt: skip
-    assert {"summary", "image-1"} <= set(page.ids) and len(page.ids) == len(set(page.ids))
+    assert {"summary", "sub-01_T1w"} <= set(page.ids) and len(page.ids) == len(set(page.ids))
     assert "default-src 'none'" in text
     assert write(tmp_path, [record], software={"numpy": "2.4.6"})[1] == text
     assert [file.name for file in tmp_path.glob("*.html")] == ["sub-01.html"]
