@@ -178,8 +178,8 @@ def probe_site(
 
     Features are reduced to their principal components (`matrix.principal`, no label used) and standardised on the
     training side of each split. The null shuffles labels as `matrix.shuffled` does and splits anew, once, where true
-    labels get the mean over several splits: its interval is rather too wide. It is also so wide that of all probes asked
-    for, together, 95 % of shuffled labels would lie inside (Bonferroni).
+    labels get the mean over several splits: its interval is rather too wide. It is also so wide that of all probes
+    asked for, together, 95 % of shuffled labels would lie inside (Bonferroni).
 
     Parameters
     ----------
