@@ -60,6 +60,7 @@ class Settings:
     nipype_plugin_file: Path | None = None
     use_plugin: str | None = None
     # flow
+    qc_fail: str = "warn"
     work_dir: Path = Path("work")
     clean_workdir: bool = False
     dry_run: bool = False

@@ -20,7 +20,7 @@ from mmh_bids.errors import MmhError, UsageError
 from mmh_bids.files import atomic_write
 from mmh_bids.settings import Settings
 
-Status = Literal["done", "failed", "skipped"]
+Status = Literal["done", "excluded", "failed", "skipped"]
 
 #: Ours that BIDS does not know. No slash at the end: bids-validator-deno 3.0.2 then misses folders of a
 #: participant.
@@ -48,13 +48,14 @@ PARTICIPANTS_JSON = {
         "Description": "What became of the participant's images",
         "Levels": {
             "done": "All were harmonized (those that are not for this program aside)",
-            "partial": "Some were harmonized, some failed",
+            "partial": "Some were harmonized, some failed or were excluded",
+            "excluded": "Quality values were beyond use: only preprocessed images were kept (--qc-fail exclude)",
             "failed": "None was harmonized, at least one failed",
             "skipped": "None was harmonized, none was meant to be",
         },
     },
     "n_images": {"Description": "Number of harmonized images"},
-    "message": {"Description": "Why the first image that failed, or was skipped, was not harmonized"},
+    "message": {"Description": "Why the first image that failed, was excluded or was skipped has no harmonized image"},
 }
 
 _SLOPPY = "Made with --sloppy: fast settings for trying the program out, not fit for science"
@@ -211,15 +212,16 @@ def _participants_tsv(images: Iterable[Mapping[str, str]]) -> str:
     for participant in sorted(by_participant, key=natural_key):
         own = by_participant[participant]
         by_status = {
-            status: [row for row in own if row["status"] == status] for status in ("done", "failed", "skipped")
+            status: [row for row in own if row["status"] == status]
+            for status in ("done", "excluded", "failed", "skipped")
         }
         sites = {site for row in by_status["done"] or own if (site := present(row["site"]))}
-        messages = [row["message"] for row in by_status["failed"] + by_status["skipped"]]
+        messages = [row["message"] for row in by_status["failed"] + by_status["excluded"] + by_status["skipped"]]
         rows.append(
             (
                 participant,
                 "multiple" if len(sites) > 1 else next(iter(sites), "n/a"),
-                _participant_status(bool(by_status["done"]), bool(by_status["failed"])),
+                _participant_status(*(bool(by_status[status]) for status in ("done", "failed", "excluded"))),
                 str(len(by_status["done"])),
                 messages[0] if messages else "n/a",
             )
@@ -227,14 +229,16 @@ def _participants_tsv(images: Iterable[Mapping[str, str]]) -> str:
     return _tsv(("participant_id", "site", "status", "n_images", "message"), rows)
 
 
-def _participant_status(done: bool, failed: bool) -> str:
+def _participant_status(done: bool, failed: bool, excluded: bool) -> str:
     """One word for a participant.
 
-    >>> [_participant_status(done, failed) for done in (True, False) for failed in (True, False)]
+    >>> [_participant_status(done, failed, False) for done in (True, False) for failed in (True, False)]
     ['partial', 'done', 'failed', 'skipped']
+    >>> [_participant_status(done, failed, True) for done in (True, False) for failed in (True, False)]
+    ['partial', 'partial', 'failed', 'excluded']
     """
-    if failed:
-        return "partial" if done else "failed"
+    if failed or excluded:
+        return "partial" if done else "failed" if failed else "excluded"
     return "done" if done else "skipped"
 
 

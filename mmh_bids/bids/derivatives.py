@@ -12,6 +12,7 @@ whether there is a T1w image or not.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -115,6 +116,11 @@ class OutputPaths:
         return self.participant_dir / "features" / self._name({"desc": "features"}, f"{self.run.sequence}.npz")
 
     @property
+    def excluded(self) -> Path:
+        """Why the harmonized image was not kept and what its sidecar said, see `mmh_bids.cli.qc_fail`."""
+        return self.participant_dir / "log" / self._name({"desc": "excluded"}, f"{self.run.sequence}.json")
+
+    @property
     def report(self) -> Path:
         """``OUT/sub-X.html``."""
         return self.output_dir / f"sub-{self.run.participant}.html"
@@ -134,6 +140,14 @@ def sidecar_path(path: Path) -> Path:
     'sub-01_desc-brain_mask.json'
     """
     return path.with_name(path.name.removesuffix(extension(path)) + ".json")
+
+
+def harmonization_on_disk(paths: OutputPaths) -> dict[str, Any]:
+    """The ``Harmonization`` object of the image's sidecar, or of one that was not kept; empty if there is none."""
+    for path in (sidecar_path(paths.harmonized()), paths.excluded):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return dict(json.loads(path.read_text(encoding="utf-8"))["Harmonization"])
+    return {}
 
 
 def split_space(text: str) -> tuple[str, str | None]:

@@ -266,6 +266,12 @@ def _flow(group: Any) -> None:
         action="store_true",
         help="print one row an image with what would be done and why, then stop",
     )
+    add(
+        "--qc-fail",
+        choices=["warn", "exclude", "error"],
+        help="images with a quality value beyond use: warn (keep them and say so; default), exclude (keep the "
+        "preprocessed image only), error (as exclude, and count them as failed); thresholds: docs/qc.md",
+    )
     add("--reports-only", action="store_true", help="write the reports again from existing derivatives")
     add("--boilerplate-only", action="store_true", help="write the methods text and citations only")
     add("--stop-on-first-crash", action="store_true", help="do not go on with other images after an error")

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,6 +23,7 @@ from mmh_bids.bids.table import dry_run_table
 from mmh_bids.bids.tsv import read_tsv
 from mmh_bids.cli import records
 from mmh_bids.cli.parser import available_gb
+from mmh_bids.cli.qc_fail import set_aside_unusable
 from mmh_bids.errors import EXIT_NOTHING_TO_DO, EXIT_OK, EXIT_SOME_FAILED, ImageError, UsageError
 from mmh_bids.files import atomic_write, sha256_file
 from mmh_bids.interfaces.child import run_child
@@ -62,9 +64,14 @@ def run_participants(settings: Settings) -> int:
         return records.write_reports(settings, study, runs, earlier_failures(settings))
     echo(settings, study, runs)
     failures = harmonize([jobs[run.key] for run in runs if run.action == "harmonize"], study, run_id)
-    statuses = [status_of(run, failures) for run in runs]
-    code = EXIT_OK
     fresh = [run for run in runs if run.action == "harmonize" and run.key not in failures]
+    excluded = set_aside_unusable(
+        settings, [run for run in runs if run.action in ("harmonize", "done") and run.key not in failures]
+    )
+    if settings.qc_fail == "error":
+        failures, excluded = failures | excluded, {}
+    statuses = [status_of(run, failures, excluded) for run in runs]
+    code = EXIT_OK
     for write in (
         lambda: record_images(settings, statuses),
         lambda: records.write_reports(settings, study, runs, failures),
@@ -133,7 +140,8 @@ def mark_done(runs: Sequence[Run], jobs: dict[str, Job], study: Study) -> list[R
     out = []
     for run in runs:
         job = jobs.get(run.key)
-        if job and records.fingerprint_on_disk(OutputPaths(settings.output_dir, run), spaces) == job.fingerprint:
+        paths = OutputPaths(settings.output_dir, run)
+        if job and records.fingerprint_on_disk(paths, spaces, settings.qc_fail) == job.fingerprint:
             run = dataclasses.replace(run, action="done", reason="the output is there already")
         out.append(run)
     # A T2w that is not done borrows from its T1w as in any other call, or a resumed one would give it another mask.
@@ -223,7 +231,7 @@ def batches(jobs: Sequence[Job], size: int) -> Iterable[list[Job]]:
         yield [job for job in jobs if job.run.participant in chosen]
 
 
-def status_of(run: Run, failures: dict[str, str]) -> ImageStatus:
+def status_of(run: Run, failures: dict[str, str], excluded: dict[str, str]) -> ImageStatus:
     """What became of one image."""
     if run.action == "skip":
         return ImageStatus(run, "skipped", run.reason)
@@ -231,6 +239,8 @@ def status_of(run: Run, failures: dict[str, str]) -> ImageStatus:
         return ImageStatus(run, "failed", run.reason)
     if run.key in failures:
         return ImageStatus(run, "failed", failures[run.key])
+    if run.key in excluded:
+        return ImageStatus(run, "excluded", excluded[run.key])
     return ImageStatus(dataclasses.replace(run, reason=""), "done")
 
 
@@ -259,8 +269,11 @@ def conclude(statuses: Sequence[ImageStatus], code: int) -> int:
     failed = [status for status in statuses if status.status == "failed"]
     for status in failed:
         logger.error("%s: FAILED: %s", status.run.key, status.message)
-    done = sum(status.status == "done" for status in statuses)
-    logger.info("%d image(s) harmonized, %d failed, %d skipped", done, len(failed), len(statuses) - done - len(failed))
+    counts = Counter(status.status for status in statuses)
+    excluded = f"{counts['excluded']} excluded, " if counts["excluded"] else ""
+    logger.info(
+        "%d image(s) harmonized, %s%d failed, %d skipped", counts["done"], excluded, counts["failed"], counts["skipped"]
+    )
     if failed or code != EXIT_OK:
         return EXIT_SOME_FAILED
-    return EXIT_OK if done else EXIT_NOTHING_TO_DO
+    return EXIT_OK if counts["done"] or counts["excluded"] else EXIT_NOTHING_TO_DO

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from mmh_bids import __version__
 from mmh_bids.bids.dataset import dataset_links
-from mmh_bids.bids.derivatives import OutputPaths, bids_uri, sidecar_path, split_space
+from mmh_bids.bids.derivatives import OutputPaths, bids_uri, harmonization_on_disk, split_space
 from mmh_bids.bids.provenance import (
     ActivityRecord,
     FileRecord,
@@ -32,14 +29,6 @@ from mmh_bids.settings import Settings
 from mmh_bids.workflows.study import Study
 
 logger = logging.getLogger("mmh")
-
-
-def harmonization_on_disk(paths: OutputPaths) -> dict[str, Any]:
-    """The ``Harmonization`` object of the image's sidecar, or of one that was not kept; empty if there is none."""
-    for path in (sidecar_path(paths.harmonized()), paths.excluded):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return dict(json.loads(path.read_text(encoding="utf-8"))["Harmonization"])
-    return {}
 
 
 def fingerprint_on_disk(paths: OutputPaths, spaces: Iterable[str] = (), qc_fail: str = "warn") -> str | None:

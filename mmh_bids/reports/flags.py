@@ -1,7 +1,8 @@
 """Quality thresholds, in one place, with a plain sentence for each.
 
-The thresholds here are the first ones: from the design of the app and from adult anatomy. They are warnings
-to look, not verdicts. Keys are those of the sidecar's quality values.
+There are two kinds. Beyond the first an image asks for a look; that decides nothing. Beyond the second, which lies
+farther out and which not all values have, it is called unusable, and ``--qc-fail`` may keep it out. docs/qc.md says
+from which measured distributions both follow. Keys are those of the sidecar's quality values.
 """
 
 from __future__ import annotations
@@ -26,12 +27,18 @@ class Flag:
         The accepted range, for people.
     sentence
         What it means and what to do, one or two sentences.
+    usable
+        The range in which the image can still be used, for people; empty where no value is called unusable.
+    unusable
+        The value is outside that range too.
     """
 
     key: str
     value: str
     limit: str
     sentence: str
+    usable: str = ""
+    unusable: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,17 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Rule:
-    """A threshold: where `accepts` is False for the values of `keys`, ``keys[-1]`` gets a flag."""
+    """A threshold: where `accepts` is False for the values of `keys`, ``keys[-1]`` gets a flag.
+
+    Where `endures` is False as well, the image is unusable; None: this value alone never says so.
+    """
 
     keys: tuple[str, ...]
     accepts: Callable[..., bool]
     limit: str
     sentence: str
+    endures: Callable[..., bool] | None = None
+    usable: str = ""
 
 
 QUANTITIES = (
@@ -76,6 +88,8 @@ QUANTITIES = (
 
 #: Largest accepted change of the parenchyma volume, as a share of the input's.
 PARENCHYMA_CHANGE = 0.10
+#: Change from which volumes of the output are beyond use.
+PARENCHYMA_LOSS = 0.25
 #: Growth of the distance to the reference below this share is rounding, not a finding.
 DISTANCE_GROWTH = 0.001
 
@@ -86,6 +100,8 @@ RULES = (
         "at least 0.95",
         "Edges of the output differ from those of the input: anatomy may have been blurred or changed. "
         "Compare the two pictures closely before using this image.",
+        lambda value: value >= 0.90,
+        "at least 0.90",
     ),
     Rule(
         ("GradientCorrelation",),
@@ -101,18 +117,24 @@ RULES = (
         "The brain mask is smaller or larger than an adult brain: look at the mask outline. A wrong mask "
         "spoils everything after it; give a better one with --derivatives. (A child's brain or a cropped "
         "scan may be right.)",
+        lambda value: 600 <= value <= 2200,
+        "600 to 2200 mL",
     ),
     Rule(
         ("Finite",),
         bool,
         "yes",
         "The output holds NaN or infinite values and must not be used; please report this with the log.",
+        bool,
+        "yes",
     ),
     Rule(
         ("NonNegative",),
         bool,
         "yes",
         "The output holds negative values, which a magnitude image cannot have; some tools will misread it.",
+        bool,
+        "yes",
     ),
     Rule(
         ("IntensityMapMonotone",),
@@ -120,12 +142,17 @@ RULES = (
         "yes",
         "Brighter tissue of the input became darker in the output: the contrast was turned over somewhere. "
         "Do not use this image for segmentation without looking at it.",
+        bool,
+        "yes",
     ),
     Rule(
         ("ParenchymaVolumeBefore", "ParenchymaVolumeAfter"),
         lambda before, after: before > 0 and abs(after - before) <= PARENCHYMA_CHANGE * before,
         "within 10 % of the input's",
         "Grey plus white matter measure differently after harmonization: volumes from this image cannot be trusted.",
+        # Without three classes in the input there is nothing to compare with.
+        lambda before, after: before <= 0 or abs(after - before) <= PARENCHYMA_LOSS * before,
+        "within 25 % of the input's",
     ),
     Rule(
         ("ReferenceDistanceBefore", "ReferenceDistanceAfter"),
@@ -140,6 +167,8 @@ RULES = (
         "at least 0.99",
         "Part of the brain lies outside the model grid and was only changed by the intensity map: check the "
         "registration picture.",
+        lambda value: value >= 0.95,
+        "at least 0.95",
     ),
 )
 
@@ -166,10 +195,21 @@ def flags(qc: Mapping[str, Any]) -> list[Flag]:
             continue
         key = rule.keys[-1]
         if not all(_is_number(value) for value in values):
-            found.append(Flag(key, "not measurable", rule.limit, rule.sentence))
+            broken = rule.endures is not None
+            found.append(Flag(key, "not measurable", rule.limit, rule.sentence, rule.usable, broken))
         elif not rule.accepts(*values):
-            found.append(Flag(key, show(key, qc[key]), rule.limit, rule.sentence))
+            broken = rule.endures is not None and not rule.endures(*values)
+            found.append(Flag(key, show(key, qc[key]), rule.limit, rule.sentence, rule.usable, broken))
     return found
+
+
+def unusable(qc: Mapping[str, Any]) -> list[Flag]:
+    """The values of `qc` beyond which an image should not be used, in the order of the rules.
+
+    >>> [flag.key for flag in unusable({"MappedGradientCorrelation": 0.92, "GridCoverage": 0.9, "Finite": True})]
+    ['GridCoverage']
+    """
+    return [flag for flag in flags(qc) if flag.unusable]
 
 
 def limit(key: str) -> str:
@@ -179,6 +219,15 @@ def limit(key: str) -> str:
     ('900 to 1900 mL', '')
     """
     return next((rule.limit for rule in RULES if rule.keys[-1] == key), "")
+
+
+def usable(key: str) -> str:
+    """The range in which an image can still be used, for people; empty where this value never says otherwise.
+
+    >>> usable("BrainMaskVolume"), usable("GradientCorrelation")
+    ('600 to 2200 mL', '')
+    """
+    return next((rule.usable for rule in RULES if rule.keys[-1] == key), "")
 
 
 def label(key: str) -> str:

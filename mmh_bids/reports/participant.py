@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,19 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from mmh_bids.reports.figures import CAPTIONS, TITLES
-from mmh_bids.reports.flags import Flag, flags, label, limit, ordered, show
+from mmh_bids.reports.flags import Flag, flags, label, limit, ordered, show, usable
 from mmh_bids.reports.page import write_page
 
-Status = Literal["done", "failed", "skipped"]
+Status = Literal["done", "excluded", "failed", "skipped"]
+
+#: A sign beside each word: colour alone tells some readers nothing.
+SIGNS = {"done": "✓", "look": "⚠", "unusable": "✕", "excluded": "✕", "failed": "✕", "skipped": "–"}
+#: What the first screen calls the images that are not simply done, in its order.
+CALLS = {
+    "failed": "Failed", "excluded": "Excluded, only the preprocessed image was kept", "unusable": "Do not use unseen",
+    "look": "Look at", "skipped": "Skipped",
+}  # fmt: skip
+_STAGES: dict[Any, str] = {1: "1: to the unified look", 2: "2: to the unified look, then to the target's"}
 
 # Elements that a picture needs; a file with anything else (a script, say) is shown as an image, which runs
 # nothing.
@@ -34,7 +44,7 @@ class ImageRecord:
     sequence, session, site, site_source
         As in `mmh_bids.bids.run.Run`; None or empty where there is none.
     status, reason
-        What became of it; the reason, one line, for ``failed`` and ``skipped``.
+        What became of it; the reason, one line, for all but ``done``.
     qc
         Quality values by key, see `mmh_bids.reports.flags`.
     harmonization
@@ -90,12 +100,15 @@ def write_participant_report(
     -------
     The path of the page.
     """
+    images = [_view(record, output_dir) for record in records]
     return write_page(
         output_dir / f"sub-{participant}.html",
         "participant.html.j2",
         participant=participant,
         verdict=verdict(records),
-        images=[_view(record, output_dir) for record in records],
+        images=images,
+        calls=[(CALLS[word], found) for word in CALLS if (found := [each for each in images if each["mark"] == word])],
+        signs=SIGNS,
         methods_text=methods_text.strip(),
         errors=[_message(error) for error in errors],
         version=version,
@@ -109,38 +122,56 @@ def verdict(records: Sequence[ImageRecord]) -> str:
     """Did it work, and for how many not: one sentence.
 
     >>> verdict([ImageRecord("a", "T1w"), ImageRecord("b", "T2w", status="failed"),
-    ...          ImageRecord("c", "T1w", qc={"Finite": False})])
+    ...          ImageRecord("c", "T1w", qc={"GridCoverage": 0.97})])
     '2 of 3 images were harmonized; 1 of them needs a look; 1 failed.'
     >>> verdict([ImageRecord("a", "T1w")]), verdict([])
     ('The image was harmonized and nothing stands out.', 'No image was found.')
+    >>> verdict([ImageRecord("a", "T1w", qc={"Finite": False})])
+    'The image was harmonized; it has a quality value beyond use.'
     """
     if not records:
         return "No image was found."
     done = [record for record in records if record.status == "done"]
-    look = sum(bool(flags(record.qc)) for record in done)
-    failed, skipped = (sum(record.status == status for record in records) for status in ("failed", "skipped"))
+    marks = [mark(record) for record in done]
+    look, bad = marks.count("look"), marks.count("unusable")
     if len(done) == len(records) == 1:
         parts = ["The image was harmonized"]
     elif len(done) == len(records):
         parts = [f"All {len(records)} images were harmonized"]
     else:
         parts = [f"{len(done)} of {len(records)} image{'s' * (len(records) > 1)} were harmonized"]
-    if len(done) == len(records) and not look:
+    if len(done) == len(records) and not look + bad:
         return f"{parts[0]} and nothing stands out."
     if look:
         needs = "needs a look" if look == 1 else "need a look"
         parts.append(f"it {needs}" if len(records) == 1 else f"{look} of them {needs}")
-    parts += [f"{count} {word}" for count, word in ((failed, "failed"), (skipped, "skipped")) if count]
+    if bad:
+        beyond = "has a quality value" if bad == 1 else "have quality values"
+        parts.append(f"{'it' if len(records) == 1 else f'{bad} of them'} {beyond} beyond use")
+    counts = Counter(record.status for record in records)
+    parts += [f"{counts[word]} {word}" for word in ("excluded", "failed", "skipped") if counts[word]]
     return "; ".join(parts) + "."
+
+
+def mark(record: ImageRecord) -> str:
+    """One word for an image: its status, or for one that is done the worst of its quality values.
+
+    >>> mark(ImageRecord("a", "T1w", qc={"GridCoverage": 0.97})), mark(ImageRecord("a", "T1w", qc={"Finite": False}))
+    ('look', 'unusable')
+    """
+    if record.status != "done":
+        return record.status
+    found = flags(record.qc)
+    return "unusable" if any(flag.unusable for flag in found) else "look" if found else "done"
 
 
 def _view(record: ImageRecord, output_dir: Path) -> dict[str, Any]:
     """All the template needs to know about one image."""
-    marked = flags(record.qc) if record.status == "done" else []
+    marked = flags(record.qc) if record.harmonization or record.status == "done" else []
     return {
         "id": record.key,
         "record": record,
-        "mark": "look" if marked else record.status,
+        "mark": mark(record),
         "word": _word(record, marked),
         "flags": [(label(flag.key), flag) for flag in marked],
         "facts": _facts(record),
@@ -160,18 +191,25 @@ def _word(record: ImageRecord, marked: Sequence[Flag]) -> str:
 
 
 def _table(record: ImageRecord, marked: Sequence[Flag]) -> list[dict[str, Any]]:
-    keys = {flag.key for flag in marked}
+    keys = {flag.key: flag for flag in marked}
     return [
         {
             "label": label(key),
             "value": show(key, record.qc[key]),
             "limit": limit(key),
-            "flagged": key in keys,
-            "measured": record.qc[key] is not None,
+            "usable": usable(key),
+            "verdict": _verdict(keys.get(key), bool(limit(key)) and record.qc[key] is not None),
         }
         for key in ordered(record.qc)
         if not isinstance(record.qc[key], Mapping | list | tuple)
     ]
+
+
+def _verdict(flag: Flag | None, judged: bool) -> str:
+    """A key of SIGNS for one quality value; empty for a value that nothing is expected of."""
+    if flag is None:
+        return "done" if judged else ""
+    return "unusable" if flag.unusable else "look"
 
 
 def _facts(record: ImageRecord) -> list[tuple[str, str]]:
@@ -179,11 +217,14 @@ def _facts(record: ImageRecord) -> list[tuple[str, str]]:
     done = record.harmonization
     digest = str(done.get("ModelSHA256") or "")
     model = done.get("Model")
-    brain, registration = (done.get(name) or {} for name in ("BrainExtraction", "Registration"))
+    brain, registration, details = (done.get(name) or {} for name in ("BrainExtraction", "Registration", "Details"))
+    stage = details.get("Stage")
     pairs = [
         ("Method", done.get("Method")),
         ("Model bundle", f"{model} (sha256 {digest[:12]}\u2026)" if model and digest else model),
         ("Target", done.get("Target")),
+        ("Stage", _STAGES.get(stage, stage)),
+        ("Sampler", ", ".join(str(part) for part in (details.get("Sampler"), _steps(details.get("Steps"))) if part)),
         ("Site", record.site or "not known"),
         ("Site taken from", record.site_source),
         ("Session", record.session),
@@ -191,10 +232,15 @@ def _facts(record: ImageRecord) -> list[tuple[str, str]]:
         ("Bias correction", done.get("BiasCorrection")),
         ("Registration", registration.get("Method")),
         ("Outside the brain", {"strip": "set to zero", "keep": "kept"}.get(str(done.get("Skull")))),
+        ("Overlap with the template's brain (Dice)", registration.get("Dice")),
         ("Random seed", done.get("Seed")),
         ("Device", done.get("Device")),
     ]
     return [(name, str(value)) for name, value in pairs if value not in (None, "")]
+
+
+def _steps(steps: Any) -> str:
+    return f"{steps} steps" if isinstance(steps, int) and steps > 1 else ""
 
 
 def _warnings(done: Mapping[str, Any]) -> list[str]:

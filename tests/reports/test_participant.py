@@ -107,8 +107,8 @@ def test_quality_table_flags_known_keys_and_shows_unknown_ones(tmp_path):
         name, *cells = (cell.strip() for cell in re.sub(r"<[^>]+>", "|", row).split("|") if cell.strip())
         rows[name] = cells
     edges = "Edges kept: gradient correlation of output and input seen through the map"
-    assert rows[edges] == ["0.910", "at least 0.95", "⚠ look"]
-    assert rows["Volume of the brain mask"] == ["1400 mL", "900 to 1900 mL", "✓ fine"]
+    assert rows[edges] == ["0.910", "at least 0.95", "at least 0.90", "⚠ look"]
+    assert rows["Volume of the brain mask"] == ["1400 mL", "900 to 1900 mL", "600 to 2200 mL", "✓ fine"]
     assert rows["Novelty"] == ["0.5"]
     assert rows["Largest output value"] == ["not measured"]
     assert "Compare the two pictures closely" in text
