@@ -74,7 +74,7 @@ def find_images(bids_dir: Path, output_dir: Path, sequences: Iterable[str]) -> l
 
 
 def with_facts(image: OutputImage, output_dir: Path) -> OutputImage:
-    """The image with its sidecar's ``Harmonization`` object; as it is where it was not harmonized.
+    """The image with its sidecar's ``Harmonization`` object, or what was kept of it; as it is where there is none.
 
     Site and where it came from are then those that the image was harmonized with.
 
@@ -83,9 +83,13 @@ def with_facts(image: OutputImage, output_dir: Path) -> OutputImage:
     ImageError
         The image is said to be done, and its sidecar is missing or not what this program writes.
     """
-    if image.status != "done":
+    paths = OutputPaths(output_dir, image.run)
+    if image.status == "excluded" and paths.excluded.is_file():
+        path = paths.excluded
+    elif image.status == "done":
+        path = sidecar_path(paths.harmonized())
+    else:
         return image
-    path = sidecar_path(OutputPaths(output_dir, image.run).harmonized())
     remedy = "run the participant level again"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -16,6 +16,9 @@ from mmh_bids.settings import Settings
 
 _UNITS = {"": 1e-3, "K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}
 
+#: In the order in which they are done.
+LEVELS = ("participant", "group")
+
 EPILOG = """\
 examples:
   mmh data/ds-sample out participant              harmonize everything, unified look
@@ -24,6 +27,7 @@ examples:
   mmh bids out participant --target site:Utrecht  towards one site's look
   mmh bids out participant -d fmriprep=/data/fmriprep
                                                   reuse fMRIPrep's brain masks
+  mmh bids out group                              tables and reports over everybody in out
 
 exit codes: 0 all done, 1 some image failed (the others are done), 2 wrong usage,
 3 nothing to do, 70 internal error. Run the same command again to resume.
@@ -122,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser; flags are spelled as fMRIPrep and MRIQC spell them, underscores are accepted for hyphens."""
     parser = _Parser(
         prog="mmh",
-        description="Harmonize the T1w and T2w images of a BIDS dataset across scanners.",
+        description="Harmonize the T1w and T2w images of a BIDS dataset across scanners, and report how well it went.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -137,9 +141,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "analysis_level",
         nargs="+",
-        choices=["participant"],
-        metavar="{participant}",
-        help="level of the analysis",
+        choices=LEVELS,
+        metavar="{participant,group}",
+        help="participant: harmonize; group: tables and reports over all that was harmonized; both in one call work",
     )
     parser.add_argument("--version", action="version", version=f"mmh {__version__}")
     _selection(parser.add_argument_group("which images"))
@@ -334,6 +338,7 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
     for name in ("notrack", "config_file"):
         given.pop(name, None)
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    values["analysis_level"] = tuple(level for level in LEVELS if level in values["analysis_level"])
     values.setdefault("work_dir", Path("work").absolute())
     values.setdefault("nprocs", 1 if values.get("low_mem") else available_cpus())
     if "model" in values and "method" not in values:

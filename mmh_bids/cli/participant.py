@@ -24,8 +24,9 @@ from mmh_bids.bids.tsv import read_tsv
 from mmh_bids.cli import records
 from mmh_bids.cli.parser import available_gb
 from mmh_bids.cli.qc_fail import set_aside_unusable
+from mmh_bids.cli.start import keep_records, no_room
 from mmh_bids.errors import EXIT_NOTHING_TO_DO, EXIT_OK, EXIT_SOME_FAILED, ImageError, UsageError
-from mmh_bids.files import atomic_write, sha256_file
+from mmh_bids.files import sha256_file
 from mmh_bids.interfaces.child import run_child
 from mmh_bids.settings import Settings
 from mmh_bids.workflows.base import Job, without_partners
@@ -177,15 +178,9 @@ def prepare_output(settings: Settings, run_id: str) -> None:
     try:
         settings.output_dir.mkdir(parents=True, exist_ok=True)
         write_dataset_files(settings)
-        atomic_write(settings.output_dir / "logs" / f"config-{run_id}.toml", settings.to_toml())
-        log = logging.FileHandler(settings.output_dir / "logs" / f"mmh-{run_id}.log", encoding="utf-8")
+        keep_records(settings, run_id)
     except OSError as error:
-        raise UsageError(
-            f"{settings.output_dir}: cannot be written ({error.strerror or error}); choose another output folder, or "
-            "make room and give yourself permission there"
-        ) from None
-    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(log)
+        raise no_room(settings, error) from None
 
 
 def harmonize(jobs: Sequence[Job], study: Study, run_id: str) -> dict[str, str]:

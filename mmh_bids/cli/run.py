@@ -82,9 +82,18 @@ _MEANING = {
 def _run(settings: Settings) -> int:
     check_folders(settings)
     prepare_environment(settings.work_dir, settings.omp_nthreads)
-    from mmh_bids.cli.participant import run_participants
+    code = EXIT_OK
+    if "participant" in settings.analysis_level:
+        from mmh_bids.cli.participant import run_participants
 
-    return run_participants(settings)
+        code = run_participants(settings)
+        if code not in (EXIT_OK, EXIT_SOME_FAILED) or settings.dry_run or settings.boilerplate_only:
+            return code
+    if "group" in settings.analysis_level:
+        from mmh_bids.cli.group import run_group
+
+        code = max(code, run_group(settings))
+    return code
 
 
 def check_folders(settings: Settings) -> None:

@@ -48,6 +48,7 @@ FLAGS = {
     "--work-dir ~/w": {"work_dir": Path("~/w").expanduser()},
     "--clean-workdir": {"clean_workdir": True},
     "--dry-run": {"dry_run": True},
+    "--qc-fail exclude": {"qc_fail": "exclude"},
     "--reports-only": {"reports_only": True},
     "--boilerplate-only": {"boilerplate_only": True},
     "--stop-on-first-crash": {"stop_on_first_crash": True},
@@ -105,10 +106,22 @@ def test_wrong_value_names_its_flag(words, message, capsys):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("words", [(), ("bids",), ("bids", "out"), ("bids", "out", "group")])
+@pytest.mark.parametrize("words", [(), ("bids",), ("bids", "out"), ("bids", "out", "session")])
 def test_missing_or_unknown_positional(words):
     with pytest.raises(UsageError, match="mmh --help lists the flags"):
         parse(list(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "levels"),
+    [
+        (("group",), ("group",)),
+        (("group", "participant"), ("participant", "group")),
+        (("participant", "participant"), ("participant",)),
+    ],
+)
+def test_levels_come_once_and_in_their_order(words, levels):
+    assert parse(["bids", "out", *words]).analysis_level == levels
 
 
 def test_help_and_version(capsys):
