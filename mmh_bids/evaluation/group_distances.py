@@ -122,13 +122,15 @@ def regional_distances(regions: NDArray[np.float64]) -> NDArray[np.float64]:
 def outliers(images: Sequence[GroupImage]) -> list[tuple[str, ...]]:
     """For each image the columns of `OUTLIER_COLUMNS` in which it lies far from the others; none below eight images.
 
-    Measured by the modified z score, 0.6745 (x - median) / MAD. Distances and correlations count on one side only: to
-    be nearer to the others than usual is no fault.
+    Measured by the modified z score, 0.6745 (x - median) / MAD; of the logarithm for distances, whose tail is long by
+    nature. Distances and correlations count on one side only: to be nearer to the others than usual is no fault.
     """
     marked: list[list[str]] = [[] for _ in images]
     if len(images) >= OUTLIER_IMAGES:
         for name in OUTLIER_COLUMNS:
             values = np.array([number_of(image, name) for image in images])
+            if "distance" in name:
+                values = np.log(np.maximum(values, 1e-9))
             for place in np.flatnonzero(_is_far(values, _SIDE.get(name, 0))):
                 marked[place].append(name)
     return [tuple(names) for names in marked]

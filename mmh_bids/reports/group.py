@@ -247,7 +247,7 @@ def _sites(done: Sequence[GroupImage], summary: Summary) -> list[dict[str, Any]]
     rows = []
     for count in summary.sites:
         own = [image for image in done if (image.site or "") == count.site]
-        levels = [_mean_level(own, when, place) for when in WHEN for place in range(len(CLASSES))]
+        levels = [" / ".join(number(_mean_level(own, when, place)) for place in range(len(CLASSES))) for when in WHEN]
         rows.append({"count": count, "site": count.site or "not known", "levels": levels})
     return rows
 

@@ -21,7 +21,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 14.0, 426.0, 12.0, 262.0
 _RATIO = (_RIGHT - _LEFT) / (_BOTTOM - _TOP)
 _COLOURS = 6
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 4")
-_BINS = 64
+_BINS = 40
 #: With more, lines between the scans of a person would hide the points.
 _MOST_LINES = 40
 
