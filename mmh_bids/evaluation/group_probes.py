@@ -137,5 +137,5 @@ def leak(images: Sequence[GroupImage]) -> str:
     try:
         check_identities(stacked(measured, "before", "regions"), [image.person for image in measured])
     except LeakError as error:
-        return str(error)
+        return str(error).partition(";")[0]
     return ""

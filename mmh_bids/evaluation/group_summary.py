@@ -124,7 +124,7 @@ def caveats(images: Sequence[GroupImage]) -> list[str]:
         )
     twice = leak(done)
     if twice:
-        said.append(f"{twice[0].upper()}{twice[1:]}.")
+        said.append(f"{twice}: what is said of sites may then be said of people. Leave one out, or correct the labels.")
     return said
 
 
