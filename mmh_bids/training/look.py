@@ -41,6 +41,9 @@ PAIRS = 2
 _ROUGHNESS = 1.0
 #: Voxels that count at least this much, as a share of the most, give the one curve to begin with.
 _EVEN = 0.3
+#: What every voxel of the brain counts beside that: between two tissues there is hardly one with even surroundings, and
+#: what lies there would be anyone's guess. On people held out a little better than none, and than all of it.
+_OTHERS = 0.1
 
 
 def removed_pair(sample: Sample, harmonizer: MmhLight) -> dict[str, torch.Tensor]:
@@ -197,9 +200,8 @@ def _read(path: Path, device: torch.device) -> tuple[torch.Tensor, torch.Tensor,
 
 
 def _weight(image: torch.Tensor, removed: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """How much the voxels count: those whose surroundings are even in both, which have one tissue in either scan."""
-    both = evenness(image, mask) * evenness(removed, mask)
-    return both if both.any() else mask
+    """How much voxels count: those whose surroundings are even in both, which have one tissue in either, the most."""
+    return evenness(image, mask) * evenness(removed, mask) + _OTHERS * mask
 
 
 def _curve(files: Sequence[Path]) -> MonotoneMap:

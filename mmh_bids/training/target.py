@@ -32,7 +32,7 @@ from mmh_bids.training.style_removed import StyleRemoved
 from mmh_bids.training.target_bundle import short, weights_file, write_target
 
 #: What is trained by which method: steps of the light one, epochs of the diffusion (the paper's), learning rates.
-LIGHT_STEPS, EPOCHS = 150, 30
+LIGHT_STEPS, EPOCHS = 300, 30
 LIGHT_RATE, RATE = 2e-3, 5e-7
 #: Files of stage 1's weights, of either method.
 STAGE_ONE_FILES = (LIGHT_FILE, WEIGHTS_FILE)
