@@ -39,7 +39,7 @@ def add_target(commands: argparse._SubParsersAction) -> None:
     )
     add("--allow-download", action="store_true", help="fetch BiomedCLIP from the Hugging Face hub")
     add("--no-transfer", action="store_true", help="style reconstruction only: needs no other site")
-    add("--steps", type=int, help="optimizer steps (default: 150 light, 30 epochs diffusion)")
+    add("--steps", type=int, help="optimizer steps (default: 300 light, 30 epochs diffusion)")
     add("--learning-rate", type=float, help="at its top (default: 2e-3 light, 5e-7 diffusion)")
     add("--last", type=int, default=10, help="denoising steps that gradients flow through (diffusion)")
     add("--validate-every", type=int, default=100, help="steps between validations")
