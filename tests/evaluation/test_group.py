@@ -205,10 +205,8 @@ def test_probes_are_asked_of_a_bounded_number_of_images_by_person(monkeypatch, i
 
 @pytest.mark.slow
 def test_probes_tell_sites_before_and_not_after(made):
-    summary = summarize(made(people=40, left=0.0), processes=2)
+    summary = summarize(made(people=60, sites=("Utrecht", "Genève", "北京"), left=0.0), processes=2)
     answers = {(one.kind, one.feature, one.when): one for one in summary.answers}
     before, after = (answers["probe", "regions", when].probes for when in ("before", "after"))
     assert len(before) == 3 and all(probe.tells_sites and probe.converged for probe in before)
     assert not any(probe.tells_sites for probe in after)
-    again = summarize(made(people=40, left=0.0), processes=1)
-    assert again.answers == summary.answers
