@@ -27,7 +27,8 @@ METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 .PHONY: help demo test test-slow test-real cluster-test lint types validate sample picture \
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
 	benchmark-travelling benchmark-parts benchmark-diffusion benchmark-training-data benchmark-paper \
-	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-looks benchmark-style env env-test torch clean
+	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-looks benchmark-style \
+	browser-test env env-test torch clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{ printf "  %-24s %s\n", $$1, $$2 }'
@@ -175,6 +176,10 @@ benchmark-style: env-test  ## style encoders: time, memory, and how well the sma
 	$(BIN)/python benchmarks/style_encoder.py
 	$(BIN)/python benchmarks/style_neighbours.py
 
+browser-test: env-test $(VENV)/.installed-browser  ## every report page in headless Chromium; screenshots in build/screenshots
+	$(BIN)/python tests/reports/fetch_browser.py
+	$(BIN)/python -m pytest -q -m browser tests/reports/test_browser.py
+
 clean:  ## remove the environment and everything made here
 	rm -rf $(VENV) demo work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -209,6 +214,10 @@ $(VENV)/.installed-test: $(METADATA) | torch
 	$(PIP) -e '.[test]'
 	@$(FOR_310)
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-browser: $(VENV)/.installed-test
+	$(PIP) -e '.[browser]'
+	touch $@
 
 $(BIN)/python:
 	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10); do \

@@ -106,9 +106,9 @@ def difference_sheet(volume: Volume, inside: Volume, change: Change, sequence: s
         The input and its mask, for the geometry.
     """
     rows = rows_of(volume, inside.data, _SLICES, sloppy)
-    kinds = [("all of the change", change.whole)]
+    kinds = [("all change", change.whole)]
     if change.rest is not None:
-        kinds.append(("what the intensity map does not explain", change.rest))
+        kinds.append(("beyond the intensity map", change.rest))
     width = max(row.total for row in rows)
     sheet = Sheet(width, _KEY + len(kinds) * sum(row.height + LABEL + GAP for row in rows))
     _draw_key(sheet, width)

@@ -34,8 +34,8 @@ CAPTIONS = {
     "difference": (
         "Output less input, each on its own brightness scale (0 black, 1 the brightest of the brain). Orange: "
         "brighter than it was; blue: darker; black: no change; full colour stands for 10 % of the scale or more. "
-        "The upper rows show all of the change, so also a new contrast between tissues, which is what "
-        "harmonization is for. The lower rows show what is left once the one intensity map is taken off: "
+        "The first row of each plane shows all change, so also a new contrast between tissues, which is what "
+        "harmonization is for. The second row shows what the one intensity map does not explain: "
         "smooth patches are a field that was evened out, speckle is noise that was taken off; lines along "
         "the folds mean edges that were sharpened, blurred or moved: compare the pictures above there."
     ),

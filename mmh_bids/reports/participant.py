@@ -187,6 +187,9 @@ def _word(record: ImageRecord, marked: Sequence[Flag]) -> str:
         return record.status
     if not marked:
         return "done"
+    beyond = sum(flag.unusable for flag in marked)
+    if beyond:
+        return f"done, {beyond} value{'s' * (beyond > 1)} beyond use"
     return f"done, {len(marked)} value{'s' * (len(marked) > 1)} to look at"
 
 

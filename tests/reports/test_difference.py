@@ -36,8 +36,8 @@ def test_what_the_map_explains_is_in_the_whole_change_only():
     np.testing.assert_allclose(change.whole[inside], -0.2 * before[inside] / 1000, atol=1e-6)
     np.testing.assert_allclose(change.rest, 0, atol=1e-6)
     text = sheet(change, inside)
-    assert "sagittal, all of the change: 11.0 % on average" in text
-    assert "axial, what the intensity map does not explain<" in text
+    assert "sagittal, all change: 11.0 % on average" in text
+    assert "axial, beyond the intensity map<" in text
     pictures = rasters(text)
     assert len(pictures) == 18
     for whole, rest in zip((0, 1, 2), (3, 4, 5), strict=True):  # sagittal: a row of each
