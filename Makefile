@@ -27,17 +27,17 @@ METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 .PHONY: help demo test test-slow test-real cluster-test lint types validate sample picture \
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
 	benchmark-travelling benchmark-parts benchmark-diffusion benchmark-training-data benchmark-paper \
-	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-looks benchmark-style \
+	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-looks benchmark-style benchmark-group \
 	browser-test env env-test torch clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{ printf "  %-24s %s\n", $$1, $$2 }'
 
 demo: env  ## environment, and the app on data/ds-sample
-	$(BIN)/mmh data/ds-sample demo participant -w work
+	$(BIN)/mmh data/ds-sample demo participant group -w work
 	@echo
 	@echo "Done. Look at:"
-	@for page in demo/sub-*.html; do echo "  $$page"; done
+	@for page in demo/group_*.html demo/sub-*.html; do echo "  $$page"; done
 	@echo "  demo/sub-*/.../*_desc-harmonized_T?w.nii.gz       the harmonized images, on each input's own grid"
 	@echo "  demo/participants.tsv, demo/logs/                 what was done to whom, settings, provenance"
 	@echo "Your own data: $(BIN)/mmh BIDS_DIR OUT_DIR participant -w WORK_DIR   ($(BIN)/mmh --help)"
@@ -179,6 +179,9 @@ benchmark-style: env-test  ## style encoders: time, memory, and how well the sma
 browser-test: env-test $(VENV)/.installed-browser  ## every report page in headless Chromium; screenshots in build/screenshots
 	$(BIN)/python tests/reports/fetch_browser.py
 	$(BIN)/python -m pytest -q -m browser tests/reports/test_browser.py
+
+benchmark-group: env-test  ## the group level's time and memory for 200 and 2,000 generated images
+	$(BIN)/python benchmarks/group_level.py
 
 clean:  ## remove the environment and everything made here
 	rm -rf $(VENV) demo work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
