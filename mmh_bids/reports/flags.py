@@ -170,6 +170,15 @@ RULES = (
         lambda value: value >= 0.95,
         "at least 0.95",
     ),
+    Rule(
+        ("TemplateDice",),
+        lambda value: value >= 0.90,
+        "at least 0.90",
+        "The brain does not lie well on the template: compare the outlines in the registration picture. A wrong mask, "
+        "a cropped scan or a failed registration are the usual causes.",
+        lambda value: value >= 0.80,
+        "at least 0.80",
+    ),
 )
 
 

@@ -4,18 +4,53 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmh_bids.reports.flags import QUANTITIES, RULES, flags, show
+from mmh_bids.reports.flags import QUANTITIES, RULES, flags, show, unusable
 
 GOOD = {
     "MappedGradientCorrelation": 0.95, "GradientCorrelation": 0.85, "RangeMin": 0.0, "RangeMax": 100.0,
     "Finite": True, "NonNegative": True, "IntensityMapMonotone": True, "BrainMaskVolume": 900.0,
     "ParenchymaVolumeBefore": 1000.0, "ParenchymaVolumeAfter": 1100.0, "ReferenceDistanceBefore": 0.1,
-    "ReferenceDistanceAfter": 0.1, "GridCoverage": 1.0,
+    "ReferenceDistanceAfter": 0.1, "GridCoverage": 0.99, "TemplateDice": 0.9,
 }  # fmt: skip
 
 
 def test_values_on_their_thresholds_pass():
     assert flags(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "usable", "beyond"),
+    [
+        ("MappedGradientCorrelation", 0.9, 0.8999),
+        ("BrainMaskVolume", 600.0, 599.9),
+        ("BrainMaskVolume", 2200.0, 2200.1),
+        ("ParenchymaVolumeAfter", 1250.0, 1250.5),
+        ("ParenchymaVolumeAfter", 750.0, 749.5),
+        ("GridCoverage", 0.95, 0.9499),
+        ("TemplateDice", 0.8, 0.7999),
+        ("Finite", True, False),
+        ("NonNegative", True, False),
+        ("IntensityMapMonotone", True, False),
+        ("MappedGradientCorrelation", 0.9, math.nan),
+    ],
+)
+def test_beyond_use_begins_where_the_documentation_says(key, usable, beyond):
+    assert unusable(GOOD | {key: usable}) == []
+    assert [flag.key for flag in unusable(GOOD | {key: beyond})] == [key]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("GradientCorrelation", 0.0), ("GradientCorrelation", math.nan), ("ReferenceDistanceAfter", 99.0)],
+)
+def test_what_tells_of_little_use_only_asks_for_a_look(key, value):
+    assert [flag.key for flag in flags(GOOD | {key: value})] == [key]
+    assert unusable(GOOD | {key: value}) == []
+
+
+def test_an_input_without_three_classes_cannot_tell_that_volumes_changed():
+    assert unusable(GOOD | {"ParenchymaVolumeBefore": 0.0}) == []
+    assert [flag.key for flag in flags(GOOD | {"ParenchymaVolumeBefore": 0.0})] == ["ParenchymaVolumeAfter"]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +66,8 @@ def test_values_on_their_thresholds_pass():
         ("ParenchymaVolumeAfter", 1100.5),
         ("ParenchymaVolumeAfter", 899.0),
         ("ReferenceDistanceAfter", 0.11),
-        ("GridCoverage", 0.98),
+        ("GridCoverage", 0.9899),
+        ("TemplateDice", 0.8999),
     ],
 )
 def test_each_threshold_flags_its_own_key_only(key, value):
