@@ -23,7 +23,7 @@ from mmh_bids.errors import ImageError
 PLANES = {"sagittal": (0, 1, 2), "coronal": (1, 0, 2), "axial": (2, 0, 1)}
 #: Longest side of one slice's raster in pixels; finer images are averaged down.
 MAX_PIXELS = 256
-_JPEG_QUALITY = 80
+_JPEG_QUALITY = 75
 
 
 @dataclass(frozen=True, eq=False)
