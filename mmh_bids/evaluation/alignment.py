@@ -48,6 +48,44 @@ def between_sites(rows: ArrayLike, sites: Sequence[Any], people: Sequence[Any], 
     return _over_draws(_site_distance, rows, sites, people, unit, seed)
 
 
+def site_ratio(
+    after: tuple[ArrayLike, float],
+    before: tuple[ArrayLike, float],
+    sites: Sequence[Any],
+    people: Sequence[Any],
+    seed: int = 0,
+) -> Estimate:
+    """`between_sites` of the same images after over before; the interval draws people for both at once.
+
+    Parameters
+    ----------
+    after, before
+        Rows (N, F) and the unit of each.
+    sites, people, seed
+        As `between_sites`.
+
+    Raises
+    ------
+    CannotSayError
+        Fewer than two sites, or they did not differ before.
+
+    Examples
+    --------
+    >>> before = np.array([[0.0], [0.2], [1.0], [1.2]])
+    >>> round(site_ratio((before / 4, 1.0), (before, 1.0), "AABB", "1234").value, 6)
+    0.25
+    """
+    rows, width = np.hstack([np.asarray(after[0], float), np.asarray(before[0], float)]), np.shape(after[0])[1]
+
+    def ratio(table: NDArray[np.float64], labels: NDArray[Any], who: NDArray[Any]) -> float:
+        top, bottom = (_site_distance(part, labels, who) for part in (table[:, :width], table[:, width:]))
+        if not bottom > 0:
+            raise CannotSayError("the sites did not differ before")
+        return top / bottom
+
+    return _over_draws(ratio, rows, sites, people, after[1] / before[1], seed)
+
+
 def between_people(
     rows: ArrayLike, sites: Sequence[Any], people: Sequence[Any], unit: float, seed: int = 0
 ) -> Estimate:
