@@ -133,7 +133,7 @@ def _row(mark: Mark, top: float, x) -> list[str]:  # noqa: ANN001 (the scale of 
 
 def _axis(low: float, high: float, y: float, x) -> list[str]:  # noqa: ANN001 (the scale of `draw`)
     parts = [f'<line x1="{_SIDE}" x2="{_WIDTH - _SIDE}" y1="{y:.1f}" y2="{y:.1f}" style="stroke:var(--soft)"/>']
-    step = _round_step((high - low) / 4)
+    step = _round_step((high - low) / 6)
     first = int(low // step) + 1
     for number in range(first, int(high // step) + 1):
         value = number * step

@@ -114,3 +114,57 @@ def make_group_page(folder: Path) -> Path:
     finally:
         group_probes.PERMUTATIONS = usual
     return folder / "out" / "group_T1w.html"
+
+
+def make_evaluation_page(folder: Path) -> Path:
+    """An evaluation of a method of each kind on T1w, and of data that cannot tell much on T2w."""
+    # here, as the page of an evaluation needs what no other page does
+    from mmh_bids.bids.derivatives import plain
+    from mmh_bids.evaluation.assess import Assessment
+    from mmh_bids.evaluation.sample import Row
+    from mmh_bids.evaluation.study import Evaluation, Request, to_json
+    from mmh_bids.evaluation.verdicts import EffectChange, Facts, Ratio, flags_of, ranking
+    from mmh_bids.reports.evaluation import write_evaluation_page
+
+    lost = (EffectChange("age", 0.7, 0.1, -0.9, -0.3),)
+    same = Ratio(1.0, 1.0, 1.0)
+    facts = {
+        "identity": Facts(0.02, 1.0, 1.0, 1.0, Ratio(1.05, 1.01, 1.1), True, told=True),
+        "preprocessing": Facts(0.0, 1.0, 1.0, 1.0, same, True, told=True),
+        "blur": Facts(0.14, 0.86, 0.91, 0.9, Ratio(0.7, 0.6, 0.8), True, told=True),
+        "mmh-light": Facts(0.08, 1.01, 0.98, 0.9, Ratio(0.45, 0.4, 0.5), True, told=False),
+        "a-method-with-a-very-long-name_2": Facts(0.3, 1.0, 0.9, 0.8, Ratio(0.3, 0.2, 0.4), True, lost, False),
+        "template": Facts(0.6, 0.8, 0.02, 0.1, Ratio(0.0, 0.0, 0.0), True, told=False),
+    }
+    rows = []
+    for place, (name, one) in enumerate(facts.items()):
+        error = one.sites.value / 3
+        rows += [
+            Row(name, "T1w", "travelling.MAE", error, 0.8 * error, 1.2 * error, 8, "24 pairs"),
+            Row(name, "T1w", "rescan.MAE", 0.08 + place / 100, 0.06, 0.16, 8, "8 pairs"),
+            Row(name, "T1w", "sites.regions.ratio", one.sites.value, one.sites.low, one.sites.high, 8),
+            Row(name, "T1w", "probe.regions.linear SVM", 0.9 if one.told else 0.4, 0.2, 0.5, 40, "p = 0.01"),
+            Row(name, "T1w", "effect.age", 0.7 - place / 10, 0.5 - place / 10, 0.8, 40, "correlation"),
+        ]
+    cannot = "cannot say: needs two sites with 4 people each at least; there are Zürich (2), Graz (1)"
+    few = {name: Facts(change=facts[name].change, own_share=facts[name].own_share) for name in facts}
+    assessments = {
+        sequence: Assessment(
+            sequence, own, known, (flags := {name: flags_of(one) for name, one in known.items()}), ranking(known, flags)
+        )
+        for sequence, own, known in (
+            ("T1w", rows, facts),
+            ("T2w", [Row("mmh-light", "T2w", "probe.regions", float("nan"), note=cannot)], few),
+        )
+    }
+    names = ("mmh-light", "a-method-with-a-very-long-name_2", "template")
+    found = Evaluation(
+        Request(folder, folder, {name: folder / name for name in names}),
+        assessments,
+        {"T1w": 40, "T2w": 3},
+        {"T1w": 24, "T2w": 3},
+        {"T1w": ["Zürich", "Graz"], "T2w": ["Zürich", "Graz"]},
+        {"T1w": ["template: 3 of 40 images are missing or cannot be read"], "T2w": []},
+        ["out/template: no T1w of sub-07_ses-B; run the method on it again"],
+    )
+    return write_evaluation_page(folder / "evaluation.html", plain(to_json(found)))
