@@ -192,7 +192,7 @@ def test_mixed_methods_and_one_person_under_two_labels_are_said(made):
 
 
 def test_probes_are_asked_of_a_bounded_number_of_images_by_person(monkeypatch, images):
-    monkeypatch.setattr(group_probes, "PERMUTATIONS", 1)
+    monkeypatch.setattr(group_probes, "PERMUTATIONS", {"before": 1, "after": 1})
     monkeypatch.setattr(group_probes, "SILHOUETTE_PERMUTATIONS", 5)
     monkeypatch.setattr(group_probes, "MOST_IMAGES", 8)
     answers = group_probes.ask([image for image in images if image.features])
