@@ -28,7 +28,7 @@ METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
 	benchmark-travelling benchmark-parts benchmark-diffusion benchmark-training-data benchmark-paper \
 	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-looks benchmark-style benchmark-group \
-	browser-test env env-test torch clean
+	benchmark-qc browser-test env env-test torch clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{ printf "  %-24s %s\n", $$1, $$2 }'
@@ -182,6 +182,10 @@ browser-test: env-test $(VENV)/.installed-browser  ## every report page in headl
 
 benchmark-group: env-test  ## the group level's time and memory for 200 and 2,000 generated images
 	$(BIN)/python benchmarks/group_level.py
+
+QC_FOLDERS ?= $(wildcard build/target/head-*/none $(LOOKS)/none-*)
+benchmark-qc: env  ## how quality values are distributed over the output folders in QC_FOLDERS, and what known damage does to them
+	$(BIN)/python benchmarks/qc_distributions.py $(QC_FOLDERS) --damage 12
 
 clean:  ## remove the environment and everything made here
 	rm -rf $(VENV) demo work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

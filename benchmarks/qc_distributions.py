@@ -93,7 +93,8 @@ def damages(
         share = gaussian_filter(mask.astype(np.float32), width * SIGMA / zooms)
         yield f"blur, {width:g} mm", np.where(mask, blurred / np.maximum(share, 1e-3), data), same
     for level in (0.03, 0.06):
-        yield f"noise, {100 * level:g} %", data + rng.normal(0, level * white, data.shape).astype(np.float32), same
+        noisy = data + rng.normal(0, level * white, data.shape).astype(np.float32)
+        yield f"noise, {100 * level:g} %", np.maximum(noisy, 0), same
     for mm in (0.5, 1.0, 2.0):
         places = np.indices(data.shape, dtype=np.float32)
         places[0] += mm / zooms[0]
