@@ -67,7 +67,7 @@ def wasserstein1(first: NDArray[Any], second: NDArray[Any]) -> float:
 
 
 def ssim(first: NDArray[np.float32], second: NDArray[np.float32], mask: NDArray[np.bool_], data_range: float) -> float:
-    """Mean structural similarity inside a mask: MONAI's, uniform window of 7 voxels an axis.
+    """Mean structural similarity inside a mask, uniform window of 7 voxels an axis.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def ssim(first: NDArray[np.float32], second: NDArray[np.float32], mask: NDArray[
 
     Notes
     -----
-    Wang et al., IEEE Trans Image Process 2004;13:600.
+    Wang et al., IEEE Trans Image Process 2004;13:600, with their constants; as MONAI, several times faster.
 
     Examples
     --------
@@ -98,24 +98,20 @@ def ssim(first: NDArray[np.float32], second: NDArray[np.float32], mask: NDArray[
     >>> round(ssim(image, image, mask, 1.0), 4), ssim(image, 1 - image, mask, 1.0) < 0
     (1.0, True)
     """
-    import torch
-    from monai.metrics.regression import compute_ssim_and_cs
+    from scipy.ndimage import uniform_filter
 
     if not data_range > 0:
         raise ValueError(f"the span of the intensities must be above 0, got {data_range}")
-    box, margin = bounding_box(mask), SSIM_WINDOW // 2
+    box = bounding_box(mask)
     inside = mask[box]
-    # the convolution gives back its valid part only: zeros around the box make that the box itself
-    images = [np.pad(np.where(inside, image[box], 0).astype(np.float32), margin) for image in (first, second)]
-    one, other = (torch.from_numpy(image)[None, None] for image in images)
-    with torch.no_grad():
-        found, _ = compute_ssim_and_cs(
-            one,
-            other,
-            spatial_dims=3,
-            data_range=data_range,
-            kernel_type="uniform",
-            kernel_size=(SSIM_WINDOW,) * 3,
-            kernel_sigma=(1.5,) * 3,
-        )
-    return float(found[0, 0].numpy()[inside].mean(dtype=np.float64))
+    x, y = (np.where(inside, image[box], 0).astype(np.float64) for image in (first, second))
+
+    def mean(image: NDArray[np.float64]) -> NDArray[np.float64]:
+        return uniform_filter(image, SSIM_WINDOW, mode="constant")
+
+    mean_x, mean_y = mean(x), mean(y)
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    spread = mean(x * x) - mean_x**2 + mean(y * y) - mean_y**2
+    structure = (2 * (mean(x * y) - mean_x * mean_y) + c2) / (spread + c2)
+    return float((luminance * structure)[inside].mean())

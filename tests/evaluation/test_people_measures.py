@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mmh_bids.evaluation.agreement import ssim
 from mmh_bids.evaluation.alignment import between_people, between_sites
 from mmh_bids.evaluation.effects import compare, find_effect
 from mmh_bids.evaluation.estimate import bootstrap, mean_over_people, person_means, ratio_over_people
@@ -40,6 +41,20 @@ def test_measures_do_not_depend_on_a_methods_gain_but_on_a_sites():
         assert scaled[name] == pytest.approx(plain[name], rel=1e-4)
     one_site = pair_measures(first, 2 * first, inside, pooled_units(quantiles))
     assert one_site["Pearson"] == pytest.approx(1) and one_site["Wasserstein-1"] > 0.5
+
+
+def test_ssim_is_monais():
+    import torch
+    from monai.metrics.regression import compute_ssim_and_cs
+
+    one, other = np.random.default_rng(0).random((2, 14, 13, 12), dtype=np.float32)
+    inside = np.zeros(one.shape, bool)
+    inside[2:12, 1:12, 2:10] = True
+    inside[3:5, 4:6, :] = False
+    padded = [torch.from_numpy(np.pad(np.where(inside, image, 0), 3))[None, None] for image in (one, other)]
+    how = {"kernel_type": "uniform", "kernel_size": (7, 7, 7), "kernel_sigma": (1.5, 1.5, 1.5)}
+    theirs = compute_ssim_and_cs(*padded, spatial_dims=3, data_range=0.8, **how)[0][0, 0].numpy()[inside].mean()
+    assert ssim(one, other, inside, 0.8) == pytest.approx(float(theirs), abs=1e-5)
 
 
 def test_equal_and_flat_images_have_finite_measures():
