@@ -30,8 +30,9 @@ README = """# Harmonized brain images
 
 T1w and T2w images harmonized across sites with mmh, named after their source images. `desc-harmonized` is
 the result; `descriptions.tsv` explains the other `desc-` labels, the JSON file beside each image how it was
-made and how well that went, `sub-*.html` shows it, and `participants.tsv` lists what failed and why. The
-source dataset is the one called `raw` under DatasetLinks in `dataset_description.json`.
+made and how well that went, `sub-*.html` shows it, and `participants.tsv` lists what failed and why.
+`group_*.html` and `group_*.tsv`, once the group level was run, say how sites and people compare. The source dataset is
+the one called `raw` under DatasetLinks in `dataset_description.json`.
 """
 
 DESCRIPTIONS = {
@@ -132,6 +133,12 @@ def write_dataset_files(settings: Settings) -> None:
         _write_if_changed(output_dir / "participants.json", _json(PARTICIPANTS_JSON))
         rows = [(f"desc-{desc}", f"{text}. {_SLOPPY}" if sloppy else text) for desc, text in DESCRIPTIONS.items()]
         _write_if_changed(output_dir / "descriptions.tsv", _tsv(("desc_id", "description"), rows))
+
+
+def update_bidsignore(output_dir: Path) -> None:
+    """Let the .bidsignore of an output folder name all that this version writes; older ones named less."""
+    with dataset_lock(output_dir):
+        _write_if_changed(output_dir / ".bidsignore", BIDSIGNORE)
 
 
 def dataset_links(settings: Settings) -> dict[str, Path]:

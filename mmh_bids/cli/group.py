@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
 
-from mmh_bids.bids.dataset import check_output_dir, dataset_lock
+from mmh_bids.bids.dataset import check_output_dir, dataset_lock, update_bidsignore
 from mmh_bids.bids.inventory import OutputImage, find_images
 from mmh_bids.cli.parser import available_gb
 from mmh_bids.cli.start import keep_records, no_room
@@ -39,6 +39,7 @@ def run_group(settings: Settings) -> int:
     try:
         run_id = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-%f")[:-2]
         keep_records(settings, run_id)
+        update_bidsignore(settings.output_dir)
     except OSError as error:
         raise no_room(settings, error) from None
     if settings.participant_label or settings.session_label:

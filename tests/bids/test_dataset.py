@@ -244,8 +244,8 @@ def write_outputs(asked, runs):
                 nib.save(nib.Nifti1Image(np.ones((9, 9, 9), np.float32), np.eye(4)), temporary)
             fields = sidecar(run, source, skull_stripped=True, resolution=res, harmonization={"Method": "none"})
             write_sidecar(path, mask_sidecar(source) if path == paths.brain_mask else fields)
-        others = [paths.transform(), paths.report, paths.figure("mask"), paths.features, paths.log_dir("run") / "crash-1.txt"]
-        for path in others:
+        others = [paths.transform(), paths.report, paths.figure("mask"), paths.features]
+        for path in [*others, paths.log_dir("run") / "crash-1.txt"]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("x")
 

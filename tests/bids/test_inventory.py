@@ -59,6 +59,19 @@ def test_skipped_images_are_no_rows(outputs):
     assert [key for key, _ in keys(asked, "T1w")] == ["sub-2_ses-A_acq-x_T1w", "sub-10_T1w"]
 
 
+def test_of_an_excluded_image_what_was_kept_is_read(outputs):
+    asked, runs = outputs
+    run = runs["sub-1_T1w"]
+    paths = OutputPaths(asked.output_dir, run)
+    record_images(asked, [ImageStatus(run, "excluded", "beyond use")])
+    sidecar_path(paths.harmonized()).unlink()
+    (image, *_) = find_images(asked.bids_dir, asked.output_dir, ["T1w"])
+    assert (image.status, with_facts(image, asked.output_dir).facts) == ("excluded", {})
+    paths.excluded.parent.mkdir(parents=True)
+    paths.excluded.write_text(json.dumps({"Reason": "beyond use", "Harmonization": FACTS}))
+    assert with_facts(image, asked.output_dir).facts == FACTS
+
+
 def test_site_is_that_of_the_sidecar(outputs):
     asked, _ = outputs
     image = with_facts(find_images(asked.bids_dir, asked.output_dir, ["T1w"])[0], asked.output_dir)
