@@ -148,6 +148,10 @@ def _check(args: argparse.Namespace, methods: dict[str, Path]) -> None:
     for flag, least in (("permutations", 1), ("nprocs", 1), ("seed", 0)):
         if getattr(args, flag) < least:
             raise UsageError(f"--{flag} {getattr(args, flag)}: must be {least} or more")
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{args.output_dir}: cannot be made ({error.strerror}); name a folder that can") from None
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def results(out):
 @pytest.mark.slow
 def test_methods_whose_truth_is_known_are_ranked_and_flagged_rightly(tmp_path):
     make_study(tmp_path)
-    assert call(tmp_path, tmp_path / "out", METHODS, "--effects", "age", "--permutations", 60) == 0
+    assert call(tmp_path, tmp_path / "out", METHODS, "--effects", "age", "--permutations", 60, "--nprocs", 2) == 0
     found = results(tmp_path / "out")
     flags = {name: {flag["Code"] for flag in own} for name, own in found["Flags"].items()}
     assert flags["perfect"] == {"together", "not-told"}
@@ -175,6 +175,8 @@ def test_wrong_use_is_one_line_and_code_2(small, tmp_path, capsys):
         ([raw, out, "--methods", good, good], "comes twice"),
         ([raw, out, "--methods", f"a={tmp_path / 'nowhere'}"], "no such folder"),
         ([str(tmp_path / "nowhere"), out, "--methods", good], "no such folder"),
+        ([raw, raw + "/dataset_description.json/out", "--methods", good], "inside the dataset"),
+        ([raw, str(table) + "/out", "--methods", good], "cannot be made"),
         ([raw, raw + "/inside", "--methods", good], "inside the dataset"),
         ([raw, out, "--methods", good, "--effects", "wisdom"], "it has age"),
         ([raw, out, "--methods", good, "--travelling", str(table)], "no person column"),
