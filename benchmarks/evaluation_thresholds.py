@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from mmh_bids.evaluation.anatomy import OTHERS, Edges, choose_others, own_edges, own_share
+from mmh_bids.evaluation.anatomy import OTHERS, Edges, choose_others, detail, own_edges, own_share
 from mmh_bids.evaluation.features import features_of
 from mmh_bids.evaluation.smoothing import smooth_inside
 from mmh_bids.evaluation.travelling import change_beyond_gain, pooled_units
@@ -92,7 +92,7 @@ def show(sequence: str, name: str, before: list, after: list, people: list[str])
     for index, (old, new) in enumerate(zip(before, after, strict=True)):
         both = old[1] & new[1]
         found["change"].append(change_beyond_gain(old[0][both], new[0][both], units))
-        found["sharpness"].append(float(features[1][index].sharpness / features[0][index].sharpness))
+        found["sharpness"].append(detail(new) / detail(old))
         now = Edges.of(new)
         found["own edges"].append(own_edges(now, edges[index]))
         others = [edges[other] for other in choose_others(people, index, OTHERS)]

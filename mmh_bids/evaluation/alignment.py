@@ -108,7 +108,10 @@ def between_people(
     >>> round(between_people([[0.0], [2.0], [9.0], [11.0]], ["A", "A", "B", "B"], "1234", unit=1.0).value, 6)
     1.414214
     """
-    return _over_draws(_person_spread, rows, ["" if site is None else site for site in sites], people, unit, seed)
+    found = _over_draws(_person_spread, rows, ["" if site is None else site for site in sites], people, unit, seed)
+    # somebody drawn twice does not differ from himself: draws have (n - 1) / n of the variance
+    again = (found.people / max(found.people - 1, 1)) ** 0.5
+    return Estimate(found.value, again * found.low, again * found.high, found.people)
 
 
 def _over_draws(

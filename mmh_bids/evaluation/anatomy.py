@@ -8,6 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mmh_bids.evaluation.features import VOXEL_MM
+from mmh_bids.evaluation.smoothing import smooth_inside
+
+#: Width of the blur that `detail` compares with, full width at half maximum, mm.
+COARSE_MM = 8.0
 #: Other people's inputs that an image is compared with.
 OTHERS = 4
 Placed = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -38,6 +43,38 @@ class Edges:
         for axis in range(values.ndim):
             total += np.square(np.gradient(values, axis=axis))
         return cls(np.sqrt(total), binary_erosion(inside))
+
+
+def detail(image: Placed) -> float:
+    """Mean gradient magnitude of an image over that of its blurred self: falls when an image is blurred.
+
+    Unlike `ImageFeatures.sharpness`, which goes by the standard deviation, it hardly depends on a receive field or on
+    how far fluid is from the rest.
+
+    Parameters
+    ----------
+    image
+        (X, Y, Z) values and (X, Y, Z) bool, brain, of `features.on_grid`.
+
+    Returns
+    -------
+    Above 0; 0 for a flat image.
+
+    Examples
+    --------
+    >>> inside = np.ones((12, 12, 12), bool)
+    >>> noise = np.random.default_rng(0).random(inside.shape, np.float32)
+    >>> ramp = np.cumsum(np.ones_like(noise), axis=0)
+    >>> detail((noise, inside)) > 3 > detail((ramp, inside)) >= 1, detail((0 * noise, inside))
+    (True, 0.0)
+    """
+    values, inside = image
+    fine = Edges.of(image)
+    coarse = Edges.of((smooth_inside(values, inside, COARSE_MM, (VOXEL_MM,) * 3), inside))
+    if not fine.inner.any():
+        return 0.0
+    below = float(coarse.strength[fine.inner].mean(dtype=np.float64))
+    return float(fine.strength[fine.inner].mean(dtype=np.float64)) / below if below > 0 else 0.0
 
 
 def choose_others(people: Sequence[str], index: int, count: int = OTHERS) -> list[int]:

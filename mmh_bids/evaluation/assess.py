@@ -11,7 +11,7 @@ import numpy as np
 
 from mmh_bids.evaluation import clustering
 from mmh_bids.evaluation.alignment import between_people, between_sites, site_ratio
-from mmh_bids.evaluation.anatomy import OTHERS, Edges, choose_others, own_edges, own_share
+from mmh_bids.evaluation.anatomy import OTHERS, Edges, choose_others, detail, own_edges, own_share
 from mmh_bids.evaluation.effects import Effect, compare, find_effect
 from mmh_bids.evaluation.estimate import Estimate, mean_over_people
 from mmh_bids.evaluation.matrix import CannotSayError, LeakError, check_identities
@@ -86,6 +86,7 @@ def assess(samples: Mapping[str, Sample], sequence: str, options: Options) -> As
     leak = _leak(samples[IDENTITY])
     rows += _mask_probe(plain, sequence, options, leak)
     before = {name: _effect(plain, name, options) for name in options.effects}
+    told_before = _probes(plain, sequence, options, leak)[1]
     for name, sample in samples.items():
         rows += volume_rows(sample, sequence, options.seed)
         rows += _clusters(sample, sequence, options)
@@ -102,6 +103,7 @@ def assess(samples: Mapping[str, Sample], sequence: str, options: Options) -> As
             travelled=ratio is not None,
             effects=changed,
             told=told,
+            told_before=told_before,
         )
     flags = {name: flags_of(one) for name, one in facts.items()}
     return Assessment(sequence, rows, facts, flags, ranking(facts, flags))
@@ -241,8 +243,8 @@ def _anatomy(sample: Sample, plain: Sample, sequence: str, options: Options) -> 
         edges = Edges.of(new)
         both = new[1] & old[1]
         found["change"].append(change_beyond_gain(old[0][both], new[0][both], sample.units) if both.any() else np.nan)
-        sharp = float(before.features[index].sharpness)
-        found["sharpness.ratio"].append(float(own.features[index].sharpness) / sharp if sharp > 0 else np.nan)
+        sharp = detail(old)
+        found["sharpness.ratio"].append(detail(new) / sharp if sharp > 0 else np.nan)
         found["edges.own"].append(own_edges(edges, edges_before(index)))
         others = [edges_before(other) for other in choose_others(before.people, index, OTHERS)]
         found["edges.own share"].append(own_share(edges, edges_before(index), others) if others else np.nan)

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mmh_bids.evaluation.matrix import CannotSayError, LeakError, principal, shuffled
+from mmh_bids.evaluation.matrix import COMPONENTS, CannotSayError, LeakError, principal, shuffled
 
 #: Least people that a site must have, and most parts that people are split into.
 LEAST_PEOPLE = 4
 MOST_FOLDS = 5
+#: Fewest components that probes are trained on.
+LEAST_COMPONENTS = 3
 #: Share of the answers of shuffled labels that lie in the null interval of *all* probes of a call together.
 LEVEL = 0.95
 PERMUTATIONS = 100
@@ -178,10 +180,10 @@ def probe_site(
 ) -> list[ProbeResult]:
     """Try to tell the site of images.
 
-    Features are reduced to their principal components (`matrix.principal`, no label used) and standardised on the
-    training side of each split. The null shuffles labels as `matrix.shuffled` does and splits anew, once, where true
-    labels get the mean over several splits: its interval is rather too wide. It is also so wide that of all probes
-    asked for, together, 95 % of shuffled labels would lie inside (Bonferroni).
+    Features are reduced to their principal components (`matrix.principal`, no label used; at most 20, and half as many
+    as images) and standardised on the training side of each split. The null shuffles labels as `matrix.shuffled` does
+    and splits anew, once, where true labels get the mean over several splits: its interval is rather too wide. It is
+    also so wide that of all probes asked for, together, 95 % of shuffled labels would lie inside (Bonferroni).
 
     Parameters
     ----------
@@ -224,7 +226,8 @@ def probe_site(
         keep, note = usable_sites(sites, subjects)
     labels = np.asarray([str(site) for site in sites])[keep]
     people = np.asarray([str(subject) for subject in subjects])[keep]
-    scores = principal(table[keep])
+    # standardised, small components count as much as large ones: few images leave few that are not noise
+    scores = principal(table[keep], max(LEAST_COMPONENTS, min(COMPONENTS, len(labels) // 2)))
     count = _fold_count(labels, people)
     rng = np.random.default_rng(seed)
     answers: dict[str, list[float]] = {name: [] for name in probes}

@@ -59,7 +59,7 @@ class Facts:
     change
         Median of `travelling.change_beyond_gain` against preprocessing.
     sharpness
-        Median of sharpness over that of preprocessing.
+        Median of `anatomy.detail` over that of preprocessing.
     own_share
         Median of `anatomy.own_share` against preprocessing.
     people
@@ -73,6 +73,8 @@ class Facts:
         Known effects.
     told
         Sites told by any probe of regional means; None where that is not known.
+    told_before
+        The same of preprocessing. Probes that found no site there, either, are no sign of anything.
     """
 
     change: float = float("nan")
@@ -83,6 +85,7 @@ class Facts:
     travelled: bool = False
     effects: tuple[EffectChange, ...] = ()
     told: bool | None = None
+    told_before: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -129,12 +132,14 @@ def flags_of(facts: Facts) -> list[Flag]:
             found.append(Flag("gain", "look", "Changes each image's gain and offset, and nothing else."))
         else:
             found.append(Flag("unchanged", "look", "Changes nothing: images are the input's, but for gain and offset."))
-    if facts.told is not None and not any(flag.level == "bad" for flag in found):
-        found.append(
-            Flag("told", "look", "The site can still be told from the images' regional brightness.")
-            if facts.told
-            else Flag("not-told", "good", "No probe tells the site from regional brightness better than chance.")
-        )
+    if not any(flag.level == "bad" for flag in found):
+        if facts.told:
+            found.append(Flag("told", "look", "The site can still be told from the images' regional brightness."))
+        elif facts.told is False and facts.told_before:
+            text = (
+                "The site, which probes told before, is no longer told from regional brightness better than by chance."
+            )
+            found.append(Flag("not-told", "good", text))
     order: dict[str, int] = {"bad": 0, "look": 1, "good": 2}
     return sorted(found, key=lambda flag: order[flag.level])
 
