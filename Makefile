@@ -27,7 +27,7 @@ METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 .PHONY: help demo test test-slow test-real cluster-test lint types validate sample picture \
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
 	benchmark-travelling benchmark-parts benchmark-diffusion benchmark-training-data benchmark-paper \
-	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-looks benchmark-style benchmark-group \
+	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-looks benchmark-style benchmark-group benchmark-evaluation evaluate-sample \
 	benchmark-qc browser-test env env-test torch clean
 
 help:  ## list the targets
@@ -179,6 +179,16 @@ benchmark-style: env-test  ## style encoders: time, memory, and how well the sma
 browser-test: env-test $(VENV)/.installed-browser  ## every report page in headless Chromium; screenshots in build/screenshots
 	$(BIN)/python tests/reports/fetch_browser.py
 	$(BIN)/python -m pytest -q -m browser tests/reports/test_browser.py
+
+# Any outputs of `mmh --method none` do: what is measured is on the model grid.
+benchmark-evaluation: env-test  ## where the measures behind the verdicts of mmh-evaluate lie, on outputs in $$(FOLDERS)
+	$(BIN)/python benchmarks/evaluation_thresholds.py $(FOLDERS)
+
+evaluate-sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light beside the controls
+	for method in none nyul mmh-light; do \
+	  $(BIN)/mmh data/ds-sample build/evaluation/$$method participant --method $$method -w build/evaluation/work || exit 1; done
+	$(BIN)/mmh-evaluate data/ds-sample build/evaluation/out \
+	  --methods $(foreach m,none nyul mmh-light,$(m)=build/evaluation/$(m))
 
 benchmark-group: env-test  ## the group level's time and memory for 200 and 2,000 generated images
 	$(BIN)/python benchmarks/group_level.py
