@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from mmh_bids.evaluation.clustering import Silhouette, by_site, by_subject
 from mmh_bids.evaluation.group_table import GroupImage, stacked
-from mmh_bids.evaluation.matrix import CannotSayError, LeakError, check_identities
-from mmh_bids.evaluation.probes import PROBES, ProbeResult, probe_site
+from mmh_bids.evaluation.matrix import COMPONENTS, CannotSayError, LeakError, check_identities, principal
+from mmh_bids.evaluation.probes import PROBES, ProbeResult, probe_site, usable_sites
 
 #: Most images that probes are trained on; more add time, and next to nothing to the answer.
 MOST_IMAGES = 400
@@ -25,6 +25,8 @@ MOST_IMAGES = 400
 #: taken there. Before is only what to compare with: the fewest for an interval of 95 % of each probe by itself.
 PERMUTATIONS = {"before": 39, "after": 119}
 SILHOUETTE_PERMUTATIONS = 200
+#: Images for each principal component that probes see.
+IMAGES_A_COMPONENT = 5
 
 #: What probes are trained on, by the name of the feature: words for people, and which probes.
 FEATURES = {
@@ -119,6 +121,9 @@ def answer(question: Question) -> Answer:
     try:
         if kind == "probe":
             probes = FEATURES[feature][1]
+            usable_sites(sites, people)
+            # probes see components at equal spread: more than the images can carry, and noise hides the site
+            values = principal(values, max(2, min(COMPONENTS, len(values) // IMAGES_A_COMPONENT)))
             found = probe_site(values, sites, people, seed, PERMUTATIONS[when], seeds=1, probes=probes)
             return Answer(kind, feature, when, tuple(found))
         if kind == "sites":

@@ -157,6 +157,12 @@ def _of_probes(summary: Summary) -> Finding:
         any(probe.tells_sites for probe in answer.probes) if (answer := asked.get((feature, "after"))) else False
         for feature in ("quantiles", "brain_share")
     )
+    if not any(probe.tells_sites for probe in (*before.probes, *after.probes)):
+        return Finding(
+            "plain",
+            f"Probes say nothing here, as they cannot tell the site of preprocessed images either ({numbers}): it "
+            f"takes more than {best.people} people, or sites that differ more.{_told_by_histogram(histogram)}",
+        )
     masks = (
         " The brain masks alone tell it, too: the people of the sites differ, not only the scanners." if mask else ""
     )
@@ -166,6 +172,10 @@ def _of_probes(summary: Summary) -> Finding:
     if histogram:
         return Finding("look", f"{text}, but one does by their histograms.{masks}")
     return Finding("good", f"{text}, nor does one by their histograms.{masks}")
+
+
+def _told_by_histogram(told: bool) -> str:
+    return " By the histograms of harmonized images one can." if told else ""
 
 
 def _of_travellers(summary: Summary) -> Finding:

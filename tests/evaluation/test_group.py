@@ -203,6 +203,19 @@ def test_probes_are_asked_of_a_bounded_number_of_images_by_person(monkeypatch, i
     assert 8 <= keep.sum() <= 11 and not set(people[keep]) & set(people[~keep])
 
 
+def test_probes_of_few_images_see_few_components(monkeypatch):
+    """All components of twenty images, at equal spread, are mostly noise."""
+    monkeypatch.setattr(group_probes, "PERMUTATIONS", {"before": 1, "after": 1})
+    rng = np.random.default_rng(0)
+    people, sites = np.repeat(np.arange(10), 2).astype(str), np.tile(["A", "B"], 10)
+    anatomy = rng.normal(0, 1, (10, 2)) @ rng.normal(0, 1, (2, 200))
+    values = np.repeat(anatomy, 2, axis=0) + rng.normal(0, 0.3, (20, 200)) + 0.1 * (sites == "B")[:, None]
+    question = group_probes.Question("probe", "quantiles", "after", values, tuple(sites), tuple(people), 0)
+    few = group_probes.answer(question).probes[0].balanced_accuracy
+    monkeypatch.setattr(group_probes, "IMAGES_A_COMPONENT", 1)
+    assert few > group_probes.answer(question).probes[0].balanced_accuracy > 0.5
+
+
 @pytest.mark.slow
 def test_probes_tell_sites_before_and_not_after(made):
     summary = summarize(made(people=60, sites=("Utrecht", "Genève", "北京"), left=0.0), processes=2)

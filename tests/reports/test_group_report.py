@@ -116,14 +116,14 @@ def probe(accuracy, high=0.5):
     return ProbeResult("p", accuracy, 0.1, high, 0.01, 20, 20, 2, True)
 
 
-def found(ratio=0.5, low=0.4, high=0.6, regions=0.9, quantiles=0.3, mask=0.3, within=0.9):
+def found(ratio=0.5, low=0.4, high=0.6, first=0.95, regions=0.9, quantiles=0.3, mask=0.3, within=0.9):
     """The marks and words of a summary with these answers."""
     change = Change(1.0, ratio, low, high, 9)
     spread = {"before": Spread(0.5, 0.1, 1.0), "after": Spread(0.1, 0.1, within)}
     answers = [
         Answer("probe", name, when, (probe(value),))
         for name, when, value in (
-            ("regions", "before", 0.95), ("regions", "after", regions), ("quantiles", "after", quantiles),
+            ("regions", "before", first), ("regions", "after", regions), ("quantiles", "after", quantiles),
             ("brain_share", "after", mask),
         )
     ]  # fmt: skip
@@ -142,6 +142,8 @@ def found(ratio=0.5, low=0.4, high=0.6, regions=0.9, quantiles=0.3, mask=0.3, wi
         ({"mask": 0.8}, "probes", "look", "brain masks alone"),
         ({"regions": 0.4}, "probes", "good", "None of 1 probes tells"),
         ({"regions": 0.4, "quantiles": 0.8}, "probes", "look", "but one does by their histograms"),
+        ({"first": 0.4, "regions": 0.4}, "probes", "plain", "Probes say nothing here"),
+        ({"first": 0.4, "regions": 0.4, "quantiles": 0.8}, "probes", "plain", "By the histograms"),
         ({"ratio": 1.5, "low": 1.2, "high": 1.7}, "people", "bad", "Scans of 9 people"),
         ({}, "within", "good", "0.90 times"),
         ({"within": 0.2}, "within", "look", "may have gone"),
