@@ -31,13 +31,17 @@ class Change:
     Attributes
     ----------
     whole
-        (X, Y, Z) float32: output less input, each on its own scale; 0 outside the brain.
+        (X, Y, Z) float32: output less input, each on its own scale, once the input has the output's overall brightness;
+        0 outside the brain.
     rest
-        The same less what the one intensity map explains; None where there is no map.
+        Output less what the one intensity map makes of the input; None where there is no map.
+    gain
+        By how much the output is brighter over all: the median ratio. Shown as colour it would hide all else.
     """
 
     whole: NDArray[np.float32]
     rest: NDArray[np.float32] | None
+    gain: float = 1.0
 
 
 def change_of(
@@ -62,10 +66,10 @@ def change_of(
 
     Examples
     --------
-    >>> before, after, inside = np.array([0.0, 5.0]), np.array([10.0, 16.0]), np.array([False, True])
-    >>> change = change_of(before, after, inside, None, [(0, 10), (0, 20)])
-    >>> change.whole.round(2), change.rest
-    (array([0. , 0.3], dtype=float32), None)
+    >>> before, inside = np.array([9.0, 5.0, 6.0, 7.0]), np.array([False, True, True, True])
+    >>> change = change_of(before, 2 * before + [0, 0, 3, 0], inside, None, [(0, 10), (0, 20)])
+    >>> change.gain, change.whole.round(2), change.rest
+    (1.0, array([0.  , 0.  , 0.15, 0.  ], dtype=float32), None)
     """
     curve = intensity_map or {}
     scales = [curve.get(name) or window for name, window in zip(("InputScale", "OutputScale"), windows, strict=True)]
@@ -73,11 +77,13 @@ def change_of(
         (image[inside].astype(np.float64) - low) / max(high - low, 1e-12)
         for image, (low, high) in zip((before, after), scales, strict=True)
     )
-    whole = _placed(new - old, inside)
+    lit = (old > 0) & np.isfinite(old) & np.isfinite(new)
+    gain = float(np.median(new[lit] / old[lit])) if lit.any() else 1.0
+    whole = _placed(new - gain * old, inside)
     if "Input" not in curve:
-        return Change(whole, None)
+        return Change(whole, None, gain)
     fitted = MonotoneMap.from_json({"SlopeBelow": 1.0, "SlopeAbove": 1.0, **curve})
-    return Change(whole, _placed(new - fitted(old), inside))
+    return Change(whole, _placed(new - fitted(old), inside), gain)
 
 
 def _placed(values: NDArray, inside: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -98,7 +104,7 @@ def colours(change: NDArray) -> NDArray[np.uint8]:
 
 
 def difference_sheet(volume: Volume, inside: Volume, change: Change, sequence: str, sloppy: bool = False) -> str:
-    """The figure: per plane a row of the whole change and one of what the intensity map does not explain.
+    """The figure: per plane a row of the change apart from overall brightness and one beyond the intensity map.
 
     Parameters
     ----------
@@ -106,7 +112,7 @@ def difference_sheet(volume: Volume, inside: Volume, change: Change, sequence: s
         The input and its mask, for the geometry.
     """
     rows = rows_of(volume, inside.data, _SLICES, sloppy)
-    kinds = [("all change", change.whole)]
+    kinds = [(f"change apart from brightness ({100 * (change.gain - 1):+.0f} %)", change.whole)]
     if change.rest is not None:
         kinds.append(("beyond the intensity map", change.rest))
     width = max(row.total for row in rows)
@@ -123,7 +129,7 @@ def difference_sheet(volume: Volume, inside: Volume, change: Change, sequence: s
                 draw_outline(sheet, inside, row, index, x, y, _OUTLINE)
 
             mean = float(np.abs(data[inside.data]).mean()) if inside.data.any() else 0.0
-            size = f": {100 * mean:.1f} % on average" if row is rows[0] else ""
+            size = f": mean {100 * mean:.1f} %" if row is rows[0] else ""
             lay(sheet, row, y, draw, f"{row.plane}, {name}{size}")
             y += row.height + GAP
     return sheet.render(f"Where the {sequence} image became brighter (orange) or darker (blue)")

@@ -32,9 +32,10 @@ CAPTIONS = {
         "brain and all fine structure must be in the same place."
     ),
     "difference": (
-        "Output less input, each on its own brightness scale (0 black, 1 the brightest of the brain). Orange: "
+        "Output less input, each on its own brightness scale (0 black, 1 the brightest of the brain), once the input "
+        "was made as bright over all as the output (the percentage given). Orange: "
         "brighter than it was; blue: darker; black: no change; full colour stands for 10 % of the scale or more. "
-        "The first row of each plane shows all change, so also a new contrast between tissues, which is what "
+        "The first row of each plane shows all of it, so also a new contrast between tissues, which is what "
         "harmonization is for. The second row shows what the one intensity map does not explain: "
         "smooth patches are a field that was evened out, speckle is noise that was taken off; lines along "
         "the folds mean edges that were sharpened, blurred or moved: compare the pictures above there."

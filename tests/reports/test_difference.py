@@ -9,7 +9,7 @@ from PIL import Image
 from mmh_bids.reports.difference import FULL, change_of, difference_sheet
 from mmh_bids.reports.slices import Volume
 
-MAP = {"Input": [0.0, 1.0], "Output": [0.0, 0.8], "InputScale": [0.0, 1000.0], "OutputScale": [0.0, 100.0]}
+MAP = {"Input": [0.0, 0.5, 1.0], "Output": [0.0, 0.7, 0.8], "InputScale": [0.0, 1000.0], "OutputScale": [0.0, 100.0]}
 
 
 def ball(shape=(40, 48, 44)):
@@ -31,17 +31,21 @@ def sheet(change, inside):
 def test_what_the_map_explains_is_in_the_whole_change_only():
     inside = ball()
     before = np.where(inside, np.linspace(200, 900, inside.shape[0])[:, None, None], 0)
-    after = before / 10 * 0.8
+    after = 100 * np.interp(before / 1000, MAP["Input"], MAP["Output"])
     change = change_of(before, after, inside, MAP, [(0, 1), (0, 1)])
-    np.testing.assert_allclose(change.whole[inside], -0.2 * before[inside] / 1000, atol=1e-6)
+    assert change.gain == pytest.approx(np.median(after[inside] / before[inside]) * 10)
+    expected = after[inside] / 100 - change.gain * before[inside] / 1000
+    np.testing.assert_allclose(change.whole[inside], expected, atol=1e-6)
     np.testing.assert_allclose(change.rest, 0, atol=1e-6)
     text = sheet(change, inside)
-    assert "sagittal, all change: 11.0 % on average" in text
+    mean = 100 * np.abs(expected).mean()
+    assert mean > 1
+    assert f"sagittal, change apart from brightness (+29 %): mean {mean:.1f} %" in text
     assert "axial, beyond the intensity map<" in text
     pictures = rasters(text)
     assert len(pictures) == 18
-    for whole, rest in zip((0, 1, 2), (3, 4, 5), strict=True):  # sagittal: a row of each
-        assert pictures[whole].max() > 60 and pictures[rest].max() < 8
+    for whole, rest in zip((6, 7, 8), (9, 10, 11), strict=True):  # coronal: a row of each
+        assert pictures[whole].max() > 200 and pictures[rest].max() < 8
 
 
 @pytest.mark.parametrize(("sign", "strong", "weak"), [(1, 0, 2), (-1, 2, 0)])
@@ -49,7 +53,8 @@ def test_brighter_is_orange_and_darker_is_blue_where_it_happened(sign, strong, w
     inside = ball()
     before = np.where(inside, 0.5, 0.0)
     after = before.copy()
-    after[inside.shape[0] // 2 :] += np.where(inside, sign * FULL, 0)[inside.shape[0] // 2 :]  # the right half
+    third = 2 * inside.shape[0] // 3
+    after[third:] += np.where(inside, sign * FULL, 0)[third:]  # the right third
     change = change_of(before, after, inside, None, [(0, 1), (0, 1)])
     assert change.rest is None
     middle = rasters(sheet(change, inside))[4]  # coronal, the middle slice: the participant's right is right
