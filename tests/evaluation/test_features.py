@@ -19,7 +19,7 @@ from mmh_bids.evaluation.features import (
 )
 from mmh_bids.image.grid import MODEL_AFFINE, load_template, resample
 
-TURNED = np.array([[0, 1.0, 0, 4], [-0.95, 0, 0, -3], [0, 0, 1.05, 2], [0, 0, 0, 1]])
+TURNED = np.array([[0, 1.0, 0, 4], [-0.95, 0, 0, -3], [0, 0, 1.15, 2], [0, 0, 0, 1]])
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,8 @@ def test_what_lies_outside_the_brain_has_no_weight(head):
     data, affine, mask, xfm = head
     loud = np.where(mask, data, 9000.0)
     np.testing.assert_array_equal(on_grid((data, affine), mask, xfm)[0], on_grid((loud, affine), mask, xfm)[0])
+    flat, inside = on_grid((np.where(mask, 7.0, 0), affine), mask, xfm)
+    np.testing.assert_allclose(flat[inside], 7, rtol=1e-5)
 
 
 def test_gain_is_gone_with_the_own_scale_and_stays_with_a_given_one(head):

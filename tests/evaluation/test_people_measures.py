@@ -159,6 +159,15 @@ def test_an_effect_that_is_there_is_found_and_a_lost_one_is_seen(cohort):
     assert abs(find_effect("sex", noise, sex.tolist(), people).score - 0.5) < 0.25
 
 
+def test_nothing_to_tell_is_no_correlation_and_no_negative_one():
+    rng = np.random.default_rng(0)
+    scores = []
+    for _ in range(8):
+        ages = [f"{value:.1f}" for value in rng.uniform(20, 80, 24)]
+        scores.append(find_effect("age", rng.normal(0, 1, (24, 2)), ages, range(24)).score)
+    assert -0.25 < np.mean(scores) < 0.25, scores
+
+
 def test_missing_values_are_dropped_and_counted(cohort):
     age, _, _, with_both = cohort
     cells = [None if index < 5 else f"{value:.1f}" for index, value in enumerate(age)]

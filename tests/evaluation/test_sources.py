@@ -86,11 +86,18 @@ def test_axes_and_grid_of_a_file_make_no_difference(study, tmp_path):
     path = image_of(study / "perfect", source.run)
     turned = nib.load(path).as_reoriented(nib.orientations.axcodes2ornt(("P", "I", "L")))
     turned.to_filename(tmp_path / "turned.nii.gz")
-    entries = Entry("a", path, 1000.0), Entry("b", tmp_path / "turned.nii.gz", 1000.0)
-    assert measure(Task(source, entries, tmp_path)) == []
-    plain, other = (kept_features(entry.kept_as(source, tmp_path, False)) for entry in entries)
-    np.testing.assert_allclose(plain.quantiles, other.quantiles, atol=2e-3)
-    grids = [kept_grid(entry.kept_as(source, tmp_path, False)) for entry in entries]
+    # as many voxels, but elsewhere in the world: the mask goes by places, not by indices
+    shift = np.eye(4)
+    shift[0, 3] = -1
+    moved = np.roll(np.asarray(nib.load(path).dataobj), 1, axis=0)
+    nib.Nifti1Image(moved, atlas()[1] @ shift).to_filename(tmp_path / "moved.nii.gz")
+    entries = tuple(Entry(one.stem[:1], one, 1000.0) for one in (path, *sorted(tmp_path.glob("*.nii.gz"))))
+    assert measure(Task(source, entries, tmp_path / "work")) == []
+    plain, *others = (kept_features(entry.kept_as(source, tmp_path / "work", False)) for entry in entries)
+    assert len(others) == 2
+    for other in others:
+        np.testing.assert_allclose(plain.quantiles, other.quantiles, atol=2e-3)
+    grids = [kept_grid(entry.kept_as(source, tmp_path / "work", False)) for entry in entries]
     assert (grids[0][1] == grids[1][1]).mean() > 0.999
     np.testing.assert_allclose(grids[0][0][grids[0][1]].mean(), grids[1][0][grids[1][1]].mean(), rtol=1e-3)
 
