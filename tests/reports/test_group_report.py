@@ -171,6 +171,16 @@ def test_sites_differ_by_colour_and_shape():
     assert len({shape for _, shape in list(styles.values())[:6]}) == 6
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_block_that_is_nobodys_brain_is_left_out():
+    images = [image(str(number), "AB"[number % 2]) for number in range(1, 5)]
+    for one in images:
+        for features_ in one.features.values():
+            features_.regions[7] = np.nan
+    drawn = embeddings(compare(images), site_styles(images))
+    assert all("nan" not in svg for svg in drawn.values())
+
+
 def test_both_embeddings_have_one_scale():
     """What is half as wide must look half as wide."""
     images = compare([image(str(number), "AB"[number % 2]) for number in range(1, 9)])
