@@ -44,7 +44,8 @@ class ProbeResult:
     null_low, null_high
         Between these lie the answers for shuffled labels; see `probe_site`.
     p
-        Share of the shuffled labels that do as well or better; the real one counts as one of them.
+        Share of the shuffled labels that do as well or better; the real one counts as one of them (Phipson and Smyth,
+        Stat Appl Genet Mol Biol 2010;9:39).
     images, people, sites
         How many went in.
     converged
@@ -194,8 +195,7 @@ def probe_site(
     seed
         Of splits, shuffling and forests.
     permutations
-        How often labels are shuffled, at least once. The interval of three probes is that of all their answers up to
-        some 240.
+        How often labels are shuffled, at least once.
     seeds
         Number of splits that the answer for the true labels is averaged over.
     probes
@@ -213,10 +213,6 @@ def probe_site(
         Fewer than two sites with people enough, or features that do not differ.
     LeakError
         Somebody is on both sides of one's own splits.
-
-    Notes
-    -----
-    Permutation p values: Phipson and Smyth, Stat Appl Genet Mol Biol 2010;9:39.
     """
     table = np.asarray(features, np.float64)
     if folds is not None:
@@ -228,6 +224,21 @@ def probe_site(
     people = np.asarray([str(subject) for subject in subjects])[keep]
     # standardised, small components count as much as large ones: few images leave few that are not noise
     scores = principal(table[keep], max(LEAST_COMPONENTS, min(COMPONENTS, len(labels) // 2)))
+    answers, converged = _answers(scores, labels, people, probes, (seed, permutations, seeds), folds)
+    facts = {"images": len(labels), "people": np.unique(people).size, "sites": np.unique(labels).size}
+    return [_result(name, answers[name], converged[name], len(probes), note, **facts) for name in probes]
+
+
+def _answers(
+    scores: NDArray[np.float64],
+    labels: NDArray[Any],
+    people: NDArray[Any],
+    probes: Sequence[str],
+    how: tuple[int, int, int],
+    folds: Sequence[Fold] | None,
+) -> tuple[dict[str, list[float]], dict[str, bool]]:
+    """By probe, its answers for the true labels and then for shuffled ones, and whether it converged on the true."""
+    seed, permutations, seeds = how
     count = _fold_count(labels, people)
     rng = np.random.default_rng(seed)
     answers: dict[str, list[float]] = {name: [] for name in probes}
@@ -240,8 +251,7 @@ def probe_site(
             value, well = _answer(scores, now, splits, PROBES[name], seed)
             answers[name].append(value)
             converged[name] &= well or turn > 0
-    facts = {"images": len(labels), "people": np.unique(people).size, "sites": np.unique(labels).size}
-    return [_result(name, answers[name], converged[name], len(probes), note, **facts) for name in probes]
+    return answers, converged
 
 
 def _fold_count(labels: NDArray[Any], people: NDArray[Any]) -> int:
