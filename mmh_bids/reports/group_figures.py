@@ -73,7 +73,8 @@ def embeddings(images: Sequence[GroupImage], styles: Mapping[str, tuple[int, int
     if len(images) < 3:
         raise CannotSayError("needs three images at least")
     table = [stacked(images, when, "regions") / contrast_unit(images, when) for when in WHEN]
-    seen = np.logical_and(*(np.isfinite(values).any(axis=0) for values in table))  # a block may be nobody's brain
+    # a block may be nobody's brain
+    seen = np.array([np.isfinite(values).any(axis=0) for values in table]).all(axis=0)
     table = [values[:, seen] for values in table]
     both = complete(np.concatenate([values - np.nanmean(values, axis=0) for values in table]))
     left, sizes, _ = np.linalg.svd(both, full_matrices=False)
