@@ -89,7 +89,7 @@ def test_everything_declared_is_pinned(metadata, repo_root):
 def test_entry_points_load():
     scripts = [item for item in entry_points(group="console_scripts") if item.value.startswith("mmh_bids.")]
     methods = list(entry_points(group="mmh_bids.harmonizers"))
-    assert {"mmh", "mmh-simulate", "mmh-train"} <= {item.name for item in scripts}
+    assert {"mmh", "mmh-evaluate", "mmh-simulate", "mmh-train"} <= {item.name for item in scripts}
     assert {"none", "zscore", "whitestripe", "nyul", "histmatch"} <= {item.name for item in methods}
     for item in scripts + methods:
         assert callable(item.load())

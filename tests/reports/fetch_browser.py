@@ -58,9 +58,18 @@ def unpack(package: tuple[str, str, str], folder: Path) -> Path:
         raise OSError(f"npm pack {name}@{version}: {(done.stderr.strip().splitlines() or ['no file came'])[-1]}")
     if hashlib.sha256(archives[0].read_bytes()).hexdigest() != digest:
         raise OSError(f"{name}@{version}: the archive has another hash than the pinned one")
-    with tarfile.open(archives[0]) as archive:
-        archive.extractall(folder, filter="data")
+    extract(archives[0], folder)
     return folder / "package"
+
+
+def extract(path: Path, folder: Path) -> None:
+    """Unpack an archive whose content is known by the hash of its package."""
+    with tarfile.open(path) as archive:
+        # Python 3.11.3 and older have no filters
+        if hasattr(tarfile, "data_filter"):
+            archive.extractall(folder, filter="data")
+        else:
+            archive.extractall(folder)
 
 
 def fetch_axe() -> None:
@@ -85,8 +94,7 @@ def fetch_chromium() -> None:
         for name, target in (("chromium.br", "chromium"), ("al2023.tar.br", "lib.tar"), ("fonts.tar.br", "fonts.tar")):
             subprocess.run(["node", "-e", _UNPACK, str(package / "bin" / name), str(folder / target)], check=True)
         for name in ("lib.tar", "fonts.tar"):
-            with tarfile.open(folder / name) as archive:
-                archive.extractall(folder, filter="data")
+            extract(folder / name, folder)
             (folder / name).unlink()
         (folder / "fonts.conf").write_text(_FONTS.format(folder=CHROMIUM.parent))
         (folder / "chromium").chmod(0o755)
