@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from mmh_bids.errors import UsageError
@@ -11,7 +12,7 @@ from mmh_bids.errors import UsageError
 def prepare_environment(work_dir: Path, threads: int = 1) -> None:
     """Point every library's cache into `work_dir`, switch network lookups off, limit the threads of a process.
 
-    A container's root may be read-only, its user unknown and HOME missing; nothing may depend on them. A
+    A container's root may be read-only, its user unknown, HOME and /tmp missing; nothing may depend on them. A
     TEMPLATEFLOW_HOME that is set stays. CUDA_VISIBLE_DEVICES is never touched.
     """
     caches = work_dir / "caches"
@@ -37,3 +38,7 @@ def prepare_environment(work_dir: Path, threads: int = 1) -> None:
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
     if not os.access(os.environ.get("HOME", ""), os.W_OK):
         os.environ["HOME"] = str(caches)
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:  # a read-only Docker container has no /tmp to write to
+        os.environ["TMPDIR"] = str(caches)
