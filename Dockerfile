@@ -16,18 +16,22 @@ WORKDIR /src
 # The base's pip fills the environment, so that none stays in it.
 RUN python3 -m venv --without-pip /opt/mmh
 COPY constraints.txt ./
-# pip arguments that choose a build of PyTorch, as in `make`
+# pip arguments that choose a build of PyTorch, as in `make`. Its own tests and C++ headers (there is no compiler) go.
 ARG TORCH_PIP_ARGS=""
 # hadolint ignore=SC2086
-RUN python3 -m pip --python /opt/mmh/bin/python install --no-deps -c constraints.txt torch torchvision ${TORCH_PIP_ARGS}
-COPY setup.cfg pyproject.toml LICENSE README.md ./
+RUN python3 -m pip --python /opt/mmh/bin/python install --no-deps -c constraints.txt torch torchvision ${TORCH_PIP_ARGS} \
+    && rm -rf /opt/mmh/lib/python3.*/site-packages/torch/test /opt/mmh/lib/python3.*/site-packages/torch/include \
+    && find /opt/mmh/lib/python3.*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
+COPY setup.cfg pyproject.toml ./
 COPY mmh_bids/__init__.py mmh_bids/
 # An almost empty mmh brings its dependencies, and goes again.
 RUN python3 -m pip --python /opt/mmh/bin/python install -c constraints.txt '.[train]' bids-validator-deno \
-    && python3 -m pip --python /opt/mmh/bin/python uninstall --yes mmh_bids
+    && python3 -m pip --python /opt/mmh/bin/python uninstall --yes mmh_bids \
+    && rm -rf /opt/mmh/lib/python3.*/site-packages/pandas/tests
 
 # --- wheel: mmh itself, with the model bundles -----------------------------------------------------------------------
 FROM deps AS wheel
+COPY LICENSE README.md ./
 COPY mmh_bids mmh_bids
 RUN python3 -m pip --python /opt/mmh/bin/python wheel --no-deps --wheel-dir /dist .
 
