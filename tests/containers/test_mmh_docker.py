@@ -104,7 +104,7 @@ def test_a_configuration_file_may_name_the_work_directory(wrapper, host):
 
 
 def test_what_comes_out_says_the_same_to_the_app(wrapper, host):
-    words = "data/ds out participant group --participant-label 01 sub-02 -d a=prep --mem 8G --random-seed -3 -v -w w"
+    words = "data/ds out participant group --participant-label 01 sub-02 -d a=prep --mem 8G --random-seed -3 -vv -w w"
     assert parse(mapped(wrapper, words)[1]) == parse(shlex.split(words))
 
 
@@ -179,7 +179,7 @@ def test_gpus_and_user(run, engine, words, expected, absent):
     done = run("data/ds", "out", "participant", *words.split(), name=engine)
     assert done.returncode == 0, done.stderr
     given = done.stdout.splitlines()
-    assert set(expected) <= set(given) and not set(absent) & set(given)
+    assert {"run", "--rm", "--read-only", "--network=none", *expected} <= set(given) and not set(absent) & set(given)
     # whatever is the engine's stands before the image, whatever is mmh's after it
     assert max(map(given.index, expected)) < given.index(f"mmh:{__version__}") < given.index("participant")
 
