@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmh_bids.evaluation.features import VOXEL_MM
+from mmh_bids.evaluation.placement import VOXEL_MM, Placed
 from mmh_bids.evaluation.smoothing import smooth_inside
 
 #: Width of the blur that `detail` compares with, full width at half maximum, mm.
 COARSE_MM = 8.0
 #: Other people's inputs that an image is compared with.
 OTHERS = 4
-Placed = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +34,7 @@ class Edges:
 
     @classmethod
     def of(cls, image: Placed) -> Edges:
-        """Edges of values (X, Y, Z) in a brain (X, Y, Z) bool, of `features.on_grid`."""
+        """Edges of values (X, Y, Z) in a brain (X, Y, Z) bool, of `placement.on_grid`."""
         from scipy.ndimage import binary_erosion
 
         values, inside = image
@@ -54,7 +53,7 @@ def detail(image: Placed) -> float:
     Parameters
     ----------
     image
-        (X, Y, Z) values and (X, Y, Z) bool, brain, of `features.on_grid`.
+        (X, Y, Z) values and (X, Y, Z) bool, brain, of `placement.on_grid`.
 
     Returns
     -------

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmh_bids.errors import ImageError
-from mmh_bids.evaluation.anatomy import Placed
 from mmh_bids.evaluation.estimate import Estimate
 from mmh_bids.evaluation.features import ImageFeatures
 from mmh_bids.evaluation.matrix import CannotSayError
 from mmh_bids.evaluation.measure import kept_features, kept_grid
+from mmh_bids.evaluation.placement import Placed
 from mmh_bids.evaluation.sources import Source
 from mmh_bids.evaluation.travelling import Units, pooled_units
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmh_bids.errors import ImageError
-from mmh_bids.evaluation.anatomy import Placed
 from mmh_bids.evaluation.estimate import mean_over_people, ratio_over_people
 from mmh_bids.evaluation.matrix import CannotSayError
+from mmh_bids.evaluation.placement import Placed
 from mmh_bids.evaluation.reliability import pair_dice, tissue_labels, volume_icc
 from mmh_bids.evaluation.sample import Row, Sample, rows_that_cannot
 from mmh_bids.evaluation.sources import PREPROCESSING
