@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmh_bids.bids.derivatives import OutputPaths, sidecar_path
+from mmh_bids.bids.derivatives import OutputPaths, read_sidecar, sidecar_path
 from mmh_bids.bids.names import IMAGE_EXTENSIONS, split_name, strip_prefix
 from mmh_bids.bids.run import Run
 from mmh_bids.bids.tsv import present, read_tsv
-from mmh_bids.errors import UsageError
+from mmh_bids.errors import ImageError, UsageError
 from mmh_bids.evaluation.features import FORMAT_VERSION, output_scale
 
 #: Controls, always measured: the raw image, the image without its bias field, and that blurred.
@@ -174,7 +173,6 @@ def image_of(folder: Path, run: Run) -> Path | None:
 def _upper(path: Path) -> float | None:
     """The image's scale by its sidecar; None where there is none that can be read."""
     try:
-        fields = json.loads(sidecar_path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+        return output_scale(read_sidecar(sidecar_path(path)))
+    except ImageError:
         return None
-    return output_scale(fields) if isinstance(fields, dict) else None
