@@ -31,6 +31,7 @@ from mmh_bids.evaluation.placement import (
     on_grid,
 )
 from mmh_bids.files import atomic_path
+from mmh_bids.image.edges import gradient_magnitude
 from mmh_bids.image.grid import antialias, resample
 from mmh_bids.image.intensity import N_QUANTILES, quantile_function, robust_scale
 from mmh_bids.image.tissue import CLASSES, segment
@@ -322,10 +323,8 @@ def _sharpness(values: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
     inner = binary_erosion(inside)
     inner = inner if inner.any() else inside
     spread = float(values[inner].std(dtype=np.float64))
-    total = np.zeros(int(inner.sum()), np.float64)
-    for axis in range(values.ndim):
-        total += np.square(np.gradient(values, VOXEL_MM, axis=axis)[inner])
-    return float(np.sqrt(total).mean()) / spread if spread > 0 else 0.0
+    steep = float(gradient_magnitude(values, np.float64)[inner].mean()) / VOXEL_MM
+    return steep / spread if spread > 0 else 0.0
 
 
 @lru_cache(maxsize=1)
