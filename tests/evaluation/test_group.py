@@ -14,7 +14,7 @@ from mmh_bids.bids.inventory import find_images
 from mmh_bids.evaluation import group_probes
 from mmh_bids.evaluation.group_distances import OUTLIER_IMAGES, compare, outliers
 from mmh_bids.evaluation.group_gather import gather
-from mmh_bids.evaluation.group_spread import site_distance, site_spread, travellers, travelling_change
+from mmh_bids.evaluation.group_spread import Traveller, site_distance, site_spread, travellers, travelling_change
 from mmh_bids.evaluation.group_summary import caveats, site_counts, summarize
 from mmh_bids.evaluation.group_table import columns, number_of, write_table
 from mmh_bids.evaluation.matrix import CannotSayError
@@ -146,6 +146,15 @@ def test_travelling_people(images, made):
     assert change.people == 2 and np.isnan(change.low) and change.verdict == "closer"
     with pytest.raises(CannotSayError, match="nobody was scanned at two sites"):
         travellers(made(people=4))
+
+
+def test_a_traveller_without_a_number_does_not_spoil_the_others():
+    nan = float("nan")
+    known = [Traveller(f"sub-{number}", ("A", "B"), 1.0 + number, 0.5 + number / 2, nan, nan) for number in range(5)]
+    lost = Traveller("sub-x", ("A", "B"), nan, nan, nan, nan)
+    change, rest = travelling_change([*known, lost]), travelling_change(known)
+    assert change == rest and (change.people, change.ratio, change.low) == (5, 0.5, 0.5)
+    assert np.isnan(travelling_change([lost]).ratio)
 
 
 @pytest.mark.parametrize(
