@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mmh_bids.errors import ImageError
 from mmh_bids.evaluation.features import ImageFeatures, load_features, measure_brain, save_features
 from mmh_bids.evaluation.placement import SHAPE, Placed, data_of, mask_on, matrix_of
+from mmh_bids.evaluation.pool import KILLED, in_processes
 from mmh_bids.evaluation.smoothing import smooth_inside
 from mmh_bids.evaluation.sources import Entry, Source
 from mmh_bids.files import atomic_path
@@ -111,17 +112,10 @@ def _grid_path(path: Path) -> Path:
 def measure_all(tasks: Sequence[Task], nprocs: int) -> list[str]:
     """Measure all tasks, in `nprocs` processes; problems in the tasks' order.
 
-    Memory is that of one image a process. A process that is killed is an ImageError that says so.
+    Memory is that of one image a process. A process that is killed costs the images of its source, with a line.
     """
-    if nprocs == 1 or len(tasks) < 2:
-        return [line for task in tasks for line in measure(task)]
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
-
-    try:
-        # new interpreters: a fork would copy locks of threads that libraries may have started
-        with ProcessPoolExecutor(min(nprocs, len(tasks)), mp_context=get_context("spawn")) as pool:
-            return [line for lines in pool.map(measure, tasks) for line in lines]
-    except BrokenProcessPool:
-        raise ImageError("a process was killed, most likely for want of memory; give fewer with --nprocs") from None
+    problems = {
+        place: [f"{tasks[place].source.run.path}: {KILLED}"] if lines is None else lines
+        for place, lines in in_processes(measure, tasks, nprocs)
+    }
+    return [line for place in sorted(problems) for line in problems[place]]

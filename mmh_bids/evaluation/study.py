@@ -99,7 +99,7 @@ def evaluate(request: Request) -> Evaluation:
     NothingToDoError
         No image can be compared.
     ImageError
-        A process was killed.
+        No image could be measured.
     """
     people = read_people(request.travelling) if request.travelling else {}
     cells = read_effects(request.bids_dir, request.effects)
