@@ -50,7 +50,7 @@ class GroupImage:
 
     @property
     def done(self) -> bool:
-        """Whether it was harmonized, and measured."""
+        """Whether it was harmonized."""
         return self.source.status == "done"
 
     @property
@@ -119,8 +119,7 @@ def columns() -> tuple[Column, ...]:
 def write_table(images: Sequence[GroupImage], path: Path) -> Path:
     """Write ``group_<sequence>.tsv`` and the JSON file beside it; numbers with six digits, ``n/a`` for what is missing.
 
-    The same bytes for the same images. `read_table` of pandas needs no more than
-    ``pandas.read_csv(path, sep="\\t", na_values="n/a", dtype={"site": str})``.
+    The same bytes for the same images. How to read it with pandas is in docs/group-report.md.
     """
     known = columns()
     rows = [[column.value(image) for column in known] for image in images]

@@ -38,10 +38,10 @@ class Row:
         return cls(method, sequence, measure, estimate.value, estimate.low, estimate.high, estimate.people, note)
 
 
-def rows_that_cannot(method: str, sequence: str, measure: str, error: Exception) -> Row:
+def row_that_cannot(method: str, sequence: str, measure: str, error: Exception) -> Row:
     """The row of a measure that the data cannot support.
 
-    >>> rows_that_cannot("none", "T1w", "probe.mask", CannotSayError("one site")).note
+    >>> row_that_cannot("none", "T1w", "probe.mask", CannotSayError("one site")).note
     'cannot say: one site'
     """
     return Row(method, sequence, measure, float("nan"), note=f"cannot say: {error}")

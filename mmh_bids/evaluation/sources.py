@@ -18,6 +18,8 @@ from mmh_bids.evaluation.features import FORMAT_VERSION, output_scale
 #: Controls, always measured: the raw image, the image without its bias field, and that blurred.
 IDENTITY, PREPROCESSING, BLUR = "identity", "preprocessing", "blur"
 CONTROLS = (IDENTITY, PREPROCESSING, BLUR)
+#: The method of rows about brain masks alone.
+MASK_ONLY = "mask only"
 #: Width of the blur, full width at half maximum, mm.
 BLUR_FWHM = 3.0
 #: Bumped when the way images are measured changes, so that what was kept is not used.
