@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import nibabel as nib
 import numpy as np
+from identity import TRANSFORM
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from mmh_bids.image.grid import load_template
@@ -22,12 +23,6 @@ SITES = {"A": (0.20, 0.55, 0.90), "B": (0.32, 0.60, 0.84), "Zürich": (0.14, 0.6
 UNIFIED = (0.20, 0.60, 0.90)
 VOXEL, SHAPE = 4, (49, 58, 47)
 METHODS = ("nothing", "blurring", "swapping", "template", "ageless", "perfect")
-TRANSFORM = """#Insight Transform File V1.0
-#Transform 0
-Transform: AffineTransform_double_3_3
-Parameters: 1 0 0 0 1 0 0 0 1 0 0 0
-FixedParameters: 0 0 0
-"""
 
 
 @dataclass(frozen=True)
