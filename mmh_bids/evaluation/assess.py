@@ -18,7 +18,8 @@ from mmh_bids.evaluation.matrix import CannotSayError, LeakError, check_identiti
 from mmh_bids.evaluation.probes import LINEAR, PERMUTATIONS, PROBES, probe_site
 from mmh_bids.evaluation.sample import Row, Sample, row_that_cannot
 from mmh_bids.evaluation.scans import travelling_rows, volume_rows
-from mmh_bids.evaluation.sources import IDENTITY, MASK_ONLY, PREPROCESSING
+from mmh_bids.evaluation.sources import CONTROLS, IDENTITY, MASK_ONLY, PREPROCESSING
+from mmh_bids.evaluation.target import target_rows
 from mmh_bids.evaluation.travelling import change_beyond_gain
 from mmh_bids.evaluation.verdicts import EffectChange, Facts, Flag, Ratio, flags_of, ranking
 
@@ -93,6 +94,8 @@ def assess(samples: Mapping[str, Sample], sequence: str, options: Options) -> As
         edges, measured = _anatomy(sample, plain, sequence, options)
         effects, changed = _effects(sample, sequence, before, options)
         rows += probes + near + edges + effects
+        if name not in CONTROLS:
+            rows += target_rows(sample, plain, sequence, options.seed)
         ratio = travelled.ratios.get(name)
         facts[name] = replace(
             measured,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmh_bids.bids.derivatives import OutputPaths, read_sidecar, sidecar_path
 from mmh_bids.bids.names import IMAGE_EXTENSIONS, split_name, strip_prefix
@@ -64,12 +65,15 @@ class Entry:
         The intensity that is 1; None: by the image's own scale.
     fwhm
         Width of a blur that the control adds, mm.
+    target
+        What it was to look like (``unified``, ``site:LABEL``, ``image:PATH``), as its sidecar says.
     """
 
     method: str
     path: Path
     upper: float | None = None
     fwhm: float = 0.0
+    target: str | None = None
 
     def kept_as(self, source: Source, work: Path, with_style: bool) -> Path:
         """Where what is measured of it is kept: another file where anything it depends on has changed."""
@@ -144,7 +148,7 @@ def entries_of(source: Source, folders: Mapping[str, Path]) -> tuple[list[Entry]
         if path is None:
             problems.append(f"{folder}: no {source.run.sequence} of {source.run.stem}; run the method on it again")
         else:
-            entries.append(Entry(method, path, _upper(path)))
+            entries.append(Entry(method, path, **_facts(path)))
     return entries, problems
 
 
@@ -172,9 +176,12 @@ def image_of(folder: Path, run: Run) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _upper(path: Path) -> float | None:
-    """The image's scale by its sidecar; None where there is none that can be read."""
+def _facts(path: Path) -> dict[str, Any]:
+    """The image's scale and target by its sidecar; None where there is none that can be read, or it does not say."""
     try:
-        return output_scale(read_sidecar(sidecar_path(path)))
+        sidecar = read_sidecar(sidecar_path(path))
     except ImageError:
-        return None
+        return {}
+    facts = sidecar.get("Harmonization")
+    target = facts.get("Target") if isinstance(facts, dict) else None
+    return {"upper": output_scale(sidecar), "target": target if isinstance(target, str) else None}

@@ -204,7 +204,7 @@ def _samples(tasks: list[Task], sequence: str, request: Request) -> tuple[dict[s
     samples: dict[str, Sample] = {}
     problems: list[str] = []
     for method in (*CONTROLS, *request.methods):
-        sources, paths = [], []
+        sources, paths, targets = [], [], []
         for task in tasks:
             for entry in task.entries:
                 if entry.method == method and task.source.run.sequence == sequence:
@@ -212,7 +212,8 @@ def _samples(tasks: list[Task], sequence: str, request: Request) -> tuple[dict[s
                     if path is not None:
                         sources.append(task.source)
                         paths.append(path)
-        sample, damaged = Sample.read(method, sources, paths)
+                        targets.append(entry.target)
+        sample, damaged = Sample.read(method, sources, paths, targets)
         problems += damaged
         if sample is not None:
             samples[method] = sample

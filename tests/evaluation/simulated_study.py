@@ -121,8 +121,12 @@ def write(path, data, scan, mask):
     return path
 
 
-def make_study(root, methods=METHODS, **how):
-    """Write the dataset to ``root/raw`` and methods to ``root/METHOD``; all have masks, the first is made by mmh."""
+def make_study(root, methods=METHODS, targets=None, **how):
+    """Write the dataset to ``root/raw`` and methods to ``root/METHOD``; all have masks, the first is made by mmh.
+
+    `targets` says by method what its images name as their target, if not the unified look.
+    """
+    targets = targets or {}
     everybody = scans(**how)
     people = len({scan.person for scan in everybody})
     raw = root / "raw"
@@ -144,7 +148,7 @@ def make_study(root, methods=METHODS, **how):
             folder = root / method / scan.folder
             target = folder / f"{scan.stem}_desc-harmonized_T1w.nii.gz"
             write(target, made(method, scan, people) * 1000, scan, mask)
-            sidecar = {"Harmonization": {"OutputScale": [0.0, 1000.0]}}
+            sidecar = {"Harmonization": {"OutputScale": [0.0, 1000.0], "Target": targets.get(method, "unified")}}
             (folder / f"{scan.stem}_desc-harmonized_T1w.json").write_text(json.dumps(sidecar))
             if place == 0:
                 write(folder / f"{scan.stem}_desc-preproc_T1w.nii.gz", seen * gain, scan, mask)
