@@ -194,7 +194,7 @@ evaluate-sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light 
 # Heads and scanners that nothing was trained on; the standards of zscore-to-P are learned from the study itself.
 STUDY := build/study
 STUDY_METHODS := none zscore nyul mmh-light
-evaluate-study: env  ## mmh-evaluate on a simulated study, four people on three scanners, T1w; half an hour on two cores, resumes
+evaluate-study: env  ## mmh-evaluate on a simulated study, four people on three scanners, T1w; a quarter of an hour on two cores, resumes
 	@mkdir -p $(STUDY)
 	test -e $(STUDY)/simulated || { \
 	  $(BIN)/mmh-simulate heads $(STUDY)/raw --modalities T1w --scanners P Q R --overwrite \
@@ -202,8 +202,8 @@ evaluate-study: env  ## mmh-evaluate on a simulated study, four people on three 
 	for method in $(STUDY_METHODS); do \
 	  $(BIN)/mmh $(STUDY)/raw $(STUDY)/$$method participant --method $$method -w $(STUDY)/work || exit 1; done
 	test -e $(STUDY)/standards || $(BIN)/mmh-train standards $(STUDY)/none --output $(STUDY)/standards
-	$(BIN)/mmh $(STUDY)/raw $(STUDY)/zscore-to-P participant --method zscore --model $(STUDY)/standards --target site:P \
-	  -w $(STUDY)/work
+	$(BIN)/mmh $(STUDY)/raw $(STUDY)/zscore-to-P participant --method zscore --modalities T1w \
+	  --model $(STUDY)/standards --target site:P -w $(STUDY)/work
 	$(BIN)/mmh-evaluate $(STUDY)/raw $(STUDY)/out --modalities T1w \
 	  --methods $(foreach m,$(STUDY_METHODS) zscore-to-P,$(m)=$(STUDY)/$(m))
 
