@@ -152,6 +152,7 @@ benchmark-target: train-looks  ## stage 2 against the truth: scans of other scan
 
 benchmark-looks: train-looks  ## for tuning: people that the looks learned from, each in the look of the other target; half an hour
 	$(BIN)/python benchmarks/look_people.py --looks $(LOOKS) --model $(LOOKS)/both --sets 3 4
+	$(BIN)/python benchmarks/person_levels.py --looks $(LOOKS)
 
 # Stage 1 as published, as small as two cores can train: three heads on three scanners, 6 mm. Head 04 validates.
 DIFFUSION_LABELS := $(addprefix $(MMH_SHARED)/data/labelmaps/head-,$(addsuffix _dseg.nii.gz,01 02 04))
