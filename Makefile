@@ -136,7 +136,7 @@ define look_images
 	$(BIN)/mmh $(LOOKS)/raw-$(1) $(LOOKS)/none-$(1) participant --method none -w $(LOOKS)/app-$(1)
 endef
 LOOK_SITES := $(foreach set,1 2 3 4,$(LOOKS)/none-$(set))
-LOOK_FLAGS := --held-out sub-04 --no-transfer --cache $(LOOKS)/removed --overwrite \
+LOOK_FLAGS := --held-out sub-04 --no-transfer --no-sites --cache $(LOOKS)/removed --overwrite \
 	--source "Simulated scans of label maps of SynthSeg's training set (Apache-2.0, Billot et al. 2023)."
 train-looks: env-test  ## stage 2 of mmh-light for two simulated scanners, into build/looks/both; two hours on two cores, resumes
 	$(call look_images,1,$(LOOK_HEADS_1),0)
@@ -153,6 +153,7 @@ benchmark-target: train-looks  ## stage 2 against the truth: scans of other scan
 
 benchmark-looks: train-looks  ## for tuning: people that the looks learned from, each in the look of the other target; half an hour
 	$(BIN)/python benchmarks/look_people.py --looks $(LOOKS) --model $(LOOKS)/both --sets 3 4
+	$(BIN)/python benchmarks/person_levels.py --looks $(LOOKS)
 
 # Stage 1 as published, as small as two cores can train: three heads on three scanners, 6 mm. Head 04 validates.
 DIFFUSION_LABELS := $(addprefix $(MMH_SHARED)/data/labelmaps/head-,$(addsuffix _dseg.nii.gz,01 02 04))
