@@ -1,7 +1,10 @@
-"""Which container this is, and where intermediate files go in ours."""
+"""Which container this is, where intermediate files go in ours, and what makes the bytes the same in and outside it."""
 
 import os
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +58,35 @@ def test_caches_need_neither_home_nor_tmp(tmp_path, monkeypatch, home):
     assert os.environ["HOME"] == os.environ["TMPDIR"] == tempfile.gettempdir() == str(tmp_path / "work/caches")
     folders = [name for name, value in os.environ.items() if value.startswith(str(tmp_path / "work/caches"))]
     assert {"MPLCONFIGDIR", "TORCH_HOME", "XDG_CACHE_HOME", "NIPYPE_CONFIG_DIR", "TEMPLATEFLOW_HOME"} <= set(folders)
+
+
+KERNELS = """
+import os, sys
+from mmh_bids.cli.{module} import main
+assert "numpy" not in sys.modules
+try:
+    main(["/nowhere", "/nowhere/out", *{words}])
+except SystemExit:
+    pass
+import numpy, scipy.linalg
+from threadpoolctl import threadpool_info
+print({{library["architecture"] for library in threadpool_info() if library["internal_api"] == "openblas"}})
+"""
+
+
+@pytest.mark.skipif("avx2" not in Path("/proc/cpuinfo").read_text(), reason="a processor without AVX2")
+@pytest.mark.parametrize(
+    ("module", "words", "asked", "expected"),
+    [
+        ("run", ["participant", "--model", "classic"], None, "{'Haswell'}"),
+        ("run", ["participant"], "Nehalem", "{'Nehalem'}"),
+        ("evaluate", ["--methods", "a=/nowhere"], None, "{'Haswell'}"),
+    ],
+)
+def test_linear_algebra_is_that_of_every_processor(module, words, asked, expected):
+    """OpenBLAS chooses by processor otherwise, and by a variable that a container does not have."""
+    environ = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    environ |= {"OPENBLAS_CORETYPE": asked} if asked else {}
+    code = KERNELS.format(module=module, words=words)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environ)
+    assert done.stdout.strip().splitlines()[-1] == expected

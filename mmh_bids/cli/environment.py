@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from mmh_bids.errors import UsageError
+
+
+def pin_linear_algebra() -> None:
+    """Let OpenBLAS take one code path on every processor with AVX2; to be called before numpy is imported.
+
+    It has one for each kind of processor, and their last digits differ: a registration carries those into the images.
+    A choice that somebody made stays.
+    """
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return
+    if flags and {"avx2", "fma"} <= set(flags[1].split()):
+        os.environ.setdefault("OPENBLAS_CORETYPE", "Haswell")
 
 
 def prepare_environment(work_dir: Path, threads: int = 1) -> None:
