@@ -15,9 +15,9 @@ from nipype.pipeline.plugins import LinearPlugin
 
 from mmh_bids import __version__
 from mmh_bids.bids.dataset import ImageStatus, record_images, write_dataset_files
-from mmh_bids.bids.derivatives import OutputPaths
+from mmh_bids.bids.derivatives import OutputPaths, harmonization_on_disk
 from mmh_bids.bids.discovery import discover
-from mmh_bids.bids.reuse import check_derivatives
+from mmh_bids.bids.reuse import check_derivatives, reuse_summary
 from mmh_bids.bids.run import Run
 from mmh_bids.bids.table import dry_run_table
 from mmh_bids.bids.tsv import read_tsv
@@ -66,6 +66,7 @@ def run_participants(settings: Settings) -> int:
     echo(settings, study, runs)
     failures = harmonize([jobs[run.key] for run in runs if run.action == "harmonize"], study, run_id)
     fresh = [run for run in runs if run.action == "harmonize" and run.key not in failures]
+    say_not_reused(settings, fresh)
     excluded = set_aside_unusable(
         settings, [run for run in runs if run.action in ("harmonize", "done") and run.key not in failures]
     )
@@ -168,6 +169,9 @@ def echo(settings: Settings, study: Study, runs: Sequence[Run]) -> None:
         settings.method, study.bundle.name, settings.target, settings.nprocs, memory, settings.device,
         "; SLOPPY, for tests only" if settings.sloppy else "",
     )  # fmt: skip
+    if settings.derivatives:
+        usable = [run for run in runs if run.action in ("harmonize", "done")]
+        logger.info("--derivatives: %s", reuse_summary(usable, settings.derivatives))
     for run in runs:
         if run.action in ("skip", "fail"):
             logger.warning("%s: %s: %s", run.key, {"skip": "skipped", "fail": "FAILED"}[run.action], run.reason)
@@ -211,6 +215,15 @@ def harmonize(jobs: Sequence[Job], study: Study, run_id: str) -> dict[str, str]:
             reason = f"was not processed{', as ' if why else ''}{why}"
             failures[job.run.key] = f"{job.run.path}: {reason}; run the same command again"
     return failures
+
+
+def say_not_reused(settings: Settings, runs: Sequence[Run]) -> None:
+    """Say of which images another pipeline's transform was found but could not be used."""
+    for run in runs:
+        facts = harmonization_on_disk(OutputPaths(settings.output_dir, run))
+        why = facts.get("Registration", {}).get("NotReused")
+        if why:
+            logger.warning("%s: registered anew: %s", run.key, why)
 
 
 def is_collateral(job: Job, failed: dict[str, str]) -> bool:
