@@ -13,6 +13,7 @@ from typing import Any
 import tomli_w
 
 from mmh_bids.errors import UsageError
+from mmh_bids.files import How
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,6 +50,8 @@ class Settings:
     skull: str = "strip"
     bias_correction: str = "n4"
     output_spaces: tuple[str, ...] = ()
+    bids_mirror: Path | None = None
+    bids_mirror_files: How = "auto"
     random_seed: int = 0
     sloppy: bool = False
     # resources

@@ -83,18 +83,18 @@ class ImageStatus:
 
 
 @contextlib.contextmanager
-def dataset_lock(output_dir: Path) -> Iterator[None]:
+def dataset_lock(output_dir: Path, name: str = "dataset", seconds: float = _LOCK_SECONDS) -> Iterator[None]:
     """Hold the lock under which files that jobs share are read, changed and written; not re-entrant."""
     from filelock import FileLock, Timeout
 
     folder = output_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".dataset.lock", timeout=_LOCK_SECONDS)
+    lock = FileLock(folder / f".{name}.lock", timeout=seconds)
     try:
         lock.acquire()
     except Timeout:
         raise MmhError(
-            f"{lock.lock_file}: another job held this lock for {_LOCK_SECONDS} s; see whether it hangs"
+            f"{lock.lock_file}: another job held this lock for {seconds:g} s; see whether it hangs"
         ) from None
     try:
         yield
@@ -112,6 +112,8 @@ def check_output_dir(output_dir: Path) -> None:
     name = first.get("Name") if isinstance(first, dict) else None
     if name != "mmh":
         raise UsageError(f"{output_dir}: holds the dataset of {name or 'another program'}; give a folder of its own")
+    if description.get("DatasetType") == "raw":
+        raise UsageError(f"{output_dir}: is a mirror that --bids-mirror wrote; give a folder of its own")
 
 
 def write_dataset_files(settings: Settings) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmh_bids import __version__
+from mmh_bids.cli.config_file import of_config
 from mmh_bids.errors import BundleError, UsageError
 from mmh_bids.settings import Settings
 
@@ -223,6 +224,19 @@ def _processing(group: Any) -> None:
         metavar="SPACE[:res-N]",
         help="also write in these template spaces; the input's own grid always is",
     )
+    add(
+        "--bids-mirror",
+        type=_path,
+        metavar="DIR",
+        help="also write the dataset once more with harmonized whole heads under the raw names, as input of other "
+        "programs; implies --skull keep (docs/pipelines.md)",
+    )
+    add(
+        "--bids-mirror-files",
+        choices=["auto", "copy", "symlink"],
+        help="the mirror's other files: auto (default) hard links, or copies where the file system has none; copy; or "
+        "symlink to absolute paths",
+    )
     add("--random-seed", type=int, metavar="N", help="default 0")
 
 
@@ -334,48 +348,15 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
     given = vars(parser.parse_args(words))
     config = given.get("config_file")
     if config is not None:
-        given = _of_config(parser, config, [str(given["bids_dir"]), str(given["output_dir"]), "participant"]) | given
+        given = of_config(parser, config, [str(given["bids_dir"]), str(given["output_dir"]), "participant"]) | given
     for name in ("notrack", "config_file"):
         given.pop(name, None)
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     values["analysis_level"] = tuple(level for level in LEVELS if level in values["analysis_level"])
     values.setdefault("work_dir", Path("work").absolute())
     values.setdefault("nprocs", 1 if values.get("low_mem") else available_cpus())
+    if "bids_mirror" in values and values.setdefault("skull", "keep") != "keep":
+        raise UsageError("--bids-mirror: raw data are whole heads; leave --skull strip out, or give --skull keep")
     if "model" in values and "method" not in values:
         values["method"] = method_of(values["model"])
     return Settings(**values)
-
-
-def _of_config(parser: argparse.ArgumentParser, config: Path, folders: Sequence[str]) -> dict[str, Any]:
-    """Values of a configuration file, checked as if they had been typed as flags."""
-    words: list[str] = []
-    try:
-        for name, value in Settings.toml_values(config.read_text(encoding="utf-8")).items():
-            if name not in ("bids_dir", "output_dir", "analysis_level"):
-                words += _words(name, value)
-        return vars(parser.parse_args([*folders, *words]))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UsageError(f"--config-file {config}: cannot be read ({reason}); give a TOML file") from None
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--config-file {config}: a value is of the wrong kind ({error}); correct it") from None
-    except UsageError as error:
-        raise UsageError(f"--config-file {config}: {str(error).removeprefix('--config-file: ')}") from None
-
-
-def _words(name: str, value: Any) -> list[str]:
-    """A setting as it would be typed.
-
-    >>> _words("modalities", ("T1w", "T2w")), _words("mem_gb", 8.0), _words("sloppy", False)
-    (['--modalities', 'T1w', 'T2w'], ['--mem=8.000000G'], [])
-    """
-    flag = "--mem" if name == "mem_gb" else f"--{name.replace('_', '-')}"
-    if isinstance(value, bool):
-        return [flag] if value else []
-    if name == "verbose":
-        return [flag] * int(value)
-    if name == "derivatives":
-        return [flag, *("=".join(pair) for pair in value)] if value else []
-    if isinstance(value, tuple):
-        return [flag, *map(str, value)] if value else []
-    return [f"{flag}={value:f}G" if name == "mem_gb" else f"{flag}={value}"]

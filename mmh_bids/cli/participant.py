@@ -17,11 +17,13 @@ from mmh_bids import __version__
 from mmh_bids.bids.dataset import ImageStatus, record_images, write_dataset_files
 from mmh_bids.bids.derivatives import OutputPaths, harmonization_on_disk
 from mmh_bids.bids.discovery import discover
+from mmh_bids.bids.mirror_dataset import start_mirror
 from mmh_bids.bids.reuse import check_derivatives, reuse_summary
 from mmh_bids.bids.run import Run
 from mmh_bids.bids.table import dry_run_table
 from mmh_bids.bids.tsv import read_tsv
 from mmh_bids.cli import records
+from mmh_bids.cli.mirror import write_mirror
 from mmh_bids.cli.parser import available_gb
 from mmh_bids.cli.qc_fail import set_aside_unusable
 from mmh_bids.cli.start import keep_records, no_room
@@ -78,6 +80,7 @@ def run_participants(settings: Settings) -> int:
         lambda: record_images(settings, statuses),
         lambda: records.write_reports(settings, study, runs, failures),
         lambda: records.write_provenance_of(settings, study, fresh, run_id, started) if fresh else None,
+        lambda: write_mirror(settings),
     ):
         code = max(code, attempt(write, settings.output_dir))
     return conclude(statuses, code)
@@ -185,6 +188,14 @@ def prepare_output(settings: Settings, run_id: str) -> None:
         keep_records(settings, run_id)
     except OSError as error:
         raise no_room(settings, error) from None
+    if settings.bids_mirror and not (settings.boilerplate_only or settings.reports_only):
+        try:
+            start_mirror(settings, settings.bids_mirror)
+        except OSError as error:
+            raise UsageError(
+                f"--bids-mirror {settings.bids_mirror}: cannot be written ({error.strerror or error}); choose another "
+                "folder, or make room and give yourself permission there"
+            ) from None
 
 
 def harmonize(jobs: Sequence[Job], study: Study, run_id: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 
+from mmh_bids.bids.mirror_dataset import check_mirror
 from mmh_bids.cli.environment import prepare_environment
 from mmh_bids.cli.parser import parse
 from mmh_bids.errors import EXIT_INTERNAL, EXIT_OK, EXIT_SOME_FAILED, MmhError, UsageError
@@ -115,6 +116,7 @@ def check_folders(settings: Settings) -> None:
         raise UsageError(f"--work-dir {settings.work_dir}: lies inside the dataset; choose a folder outside")
     if out == work:
         raise UsageError(f"--work-dir {settings.work_dir}: is the output folder; choose another")
+    check_mirror(settings)
 
 
 if __name__ == "__main__":
