@@ -12,9 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-#: How a file of another folder is put into ours; see `place`.
-How = Literal["auto", "copy", "symlink"]
-
 #: Extensions of two parts, which a writer such as nibabel needs to see whole.
 _DOUBLE_EXTENSIONS = (".nii.gz", ".tar.gz")
 _CHUNK = 1 << 20
@@ -73,7 +70,7 @@ def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> Path:
     return path
 
 
-def place(source: Path, target: Path, how: How = "auto") -> Literal["linked", "copied", "there"]:
+def place(source: Path, target: Path, how: str = "auto") -> Literal["linked", "copied", "there"]:
     """Let `target` have the content of `source`, in one step; say what it took.
 
     Parameters

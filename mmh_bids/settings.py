@@ -13,7 +13,6 @@ from typing import Any
 import tomli_w
 
 from mmh_bids.errors import UsageError
-from mmh_bids.files import How
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -51,7 +50,7 @@ class Settings:
     bias_correction: str = "n4"
     output_spaces: tuple[str, ...] = ()
     bids_mirror: Path | None = None
-    bids_mirror_files: How = "auto"
+    bids_mirror_files: str = "auto"
     random_seed: int = 0
     sloppy: bool = False
     # resources

@@ -21,7 +21,7 @@ from mmh_bids.bids.names import IMAGE_EXTENSIONS, split_name
 from mmh_bids.bids.run import Run
 from mmh_bids.bids.sidecars import SidecarIndex
 from mmh_bids.bids.tsv import present
-from mmh_bids.files import How, place, sha256_file, unpack
+from mmh_bids.files import place, sha256_file, unpack
 from mmh_bids.settings import Settings
 
 #: Small and edited by people in the place where they find them: always copies, so that no edit reaches the raw data.
@@ -182,7 +182,7 @@ def _t1w_or_t2w(path: Path, relative: str) -> Run | None:
     return run if Path(relative).parent.as_posix() == folder else None
 
 
-def place_text_or_data(source: Path, target: Path, how: How) -> str:
+def place_text_or_data(source: Path, target: Path, how: str) -> str:
     """`place`, but text is copied whatever is asked for."""
     return place(source, target, "copy" if source.suffix in TEXT else how)
 
