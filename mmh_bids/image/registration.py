@@ -245,7 +245,9 @@ def register_rigid(fixed: Volume, moving: Volume) -> tuple[NDArray[np.float64], 
 
 
 def read_matrix(path: str) -> NDArray[np.float64]:
-    """4x4 RAS+ world map of an ITK transform file; a non-linear one is reduced to its best affine in the brain.
+    """4x4 RAS+ world map of an ITK transform file; one with a warp is reduced to its affine.
+
+    That is its affine stage (see `read_affine_part`), or where it has none, what fits it best in the brain.
 
     Raises
     ------
@@ -253,7 +255,8 @@ def read_matrix(path: str) -> NDArray[np.float64]:
         No transform of three dimensions, or one that folds space flat.
     """
     transform = _read(path)
-    return _checked(matrix_of(transform) if transform.IsLinear() else _fitted(transform), path)
+    matrix = _affine_part(transform)
+    return _checked(_fitted(transform) if matrix is None else matrix, path)
 
 
 def read_affine_part(path: str) -> NDArray[np.float64] | None:
@@ -271,9 +274,13 @@ def read_affine_part(path: str) -> NDArray[np.float64] | None:
     ImageError
         As `read_matrix`.
     """
-    transform = _read(path)
+    matrix = _affine_part(_read(path))
+    return None if matrix is None else _checked(matrix, path)
+
+
+def _affine_part(transform: sitk.Transform) -> NDArray[np.float64] | None:
     if transform.IsLinear():
-        return _checked(matrix_of(transform), path)
+        return matrix_of(transform)
     linear = [part for part in _parts(transform) if part.IsLinear()]
     if not linear:
         return None
@@ -282,7 +289,7 @@ def read_affine_part(path: str) -> NDArray[np.float64] | None:
         matrix = matrix @ matrix_of(part)
     points, moved = _in_the_brain(transform)
     left = np.linalg.norm(moved - nib.affines.apply_affine(LPS @ matrix @ LPS, points), axis=1)
-    return _checked(matrix, path) if np.sqrt((left**2).mean()) <= LARGEST_WARP_MM else None
+    return matrix if np.sqrt((left**2).mean()) <= LARGEST_WARP_MM else None
 
 
 def _read(path: str) -> sitk.Transform:
