@@ -70,7 +70,8 @@ def derivative(text: str) -> tuple[str, str]:
     return name or folder.name, str(folder)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number above 0."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
@@ -245,11 +246,11 @@ def _resources(group: Any) -> None:
     add(
         "--nprocs",
         "--n-cpus",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="processes at a time (default: the cores you may use)",
     )
-    add("--omp-nthreads", type=_positive, metavar="N", help="threads of one step (default 1)")
+    add("--omp-nthreads", type=positive, metavar="N", help="threads of one step (default 1)")
     add(
         "--mem",
         dest="mem_gb",
