@@ -135,7 +135,7 @@ define look_images
 	$(BIN)/mmh $(LOOKS)/raw-$(1) $(LOOKS)/none-$(1) participant --method none -w $(LOOKS)/app-$(1)
 endef
 LOOK_SITES := $(foreach set,1 2 3 4,$(LOOKS)/none-$(set))
-LOOK_FLAGS := --held-out sub-04 --no-transfer --cache $(LOOKS)/removed --overwrite \
+LOOK_FLAGS := --held-out sub-04 --no-transfer --no-sites --cache $(LOOKS)/removed --overwrite \
 	--source "Simulated scans of label maps of SynthSeg's training set (Apache-2.0, Billot et al. 2023)."
 train-looks: env-test  ## stage 2 of mmh-light for two simulated scanners, into build/looks/both; two hours on two cores, resumes
 	$(call look_images,1,$(LOOK_HEADS_1),0)

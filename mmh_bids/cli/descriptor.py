@@ -40,8 +40,8 @@ def build_descriptor() -> dict[str, Any]:
         "inputs": inputs,
         "output-files": [
             {
-                "id": "derivatives",
-                "name": "Derivatives",
+                "id": "outputs",
+                "name": "Outputs",
                 "description": "Harmonized images with sidecars, reports, tables and logs",
                 "path-template": "[OUTPUT_DIR]",
                 "optional": False,

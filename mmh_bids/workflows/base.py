@@ -103,8 +103,8 @@ def init_image_wf(job: Job, study: Study, through_t1w: bool = False) -> pe.Workf
     preproc = _preproc(run.path, study, reusable, through_t1w)
     preproc.inputs.inputnode.in_file = str(run.path)
     harmonize = init_harmonize_anat_wf(
-        sequence=run.sequence, method=settings.method, target=settings.target, seed=settings.random_seed,
-        skull=settings.skull, with_reference=settings.target.startswith("image:"), source_file=str(run.path),
+        sequence=run.sequence, method=settings.method, target=settings.target, site=run.site,
+        seed=settings.random_seed, skull=settings.skull, with_reference=settings.target.startswith("image:"), source_file=str(run.path),
         device=settings.device, lock_dir=str(study.lock_dir), volume_gb=volume, facts=study.facts(run.sequence),
     )  # fmt: skip
     workflow.connect([

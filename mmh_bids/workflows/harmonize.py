@@ -17,6 +17,7 @@ def init_harmonize_anat_wf(
     method: str = "mmh-light",
     model: str = "",
     target: str = "unified",
+    site: str | None = None,
     seed: int = 0,
     skull: str = "strip",
     with_reference: bool = False,
@@ -37,6 +38,8 @@ def init_harmonize_anat_wf(
         Method, and bundle by name or folder (the one shipped for the method if empty), as of ``mmh``.
     target, seed
         What the method is asked for: ``unified``, ``site:LABEL`` or, with `with_reference`, ``image:PATH``.
+    site
+        Label of the site that the image comes from, where it is known.
     skull
         ``strip`` zeroes, ``keep`` maps what lies outside the brain.
     with_reference
@@ -99,6 +102,8 @@ def init_harmonize_anat_wf(
         name="harmonize",
         mem_gb=facts.method_gb,
     )  # fmt: skip
+    if site:
+        harmonize.inputs.site = site
     transport = pe.Node(
         Transport(sequence=sequence, skull=skull, output_max=facts.output_max),
         name="transport",
