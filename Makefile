@@ -24,7 +24,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c $(CONSTRAINTS)
 METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo test test-slow test-real cluster-test lint types validate sample picture \
+.PHONY: help demo test test-slow test-real cluster-test lint types validate descriptor sample picture \
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
 	benchmark-travelling benchmark-parts benchmark-diffusion benchmark-training-data benchmark-paper \
 	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-looks benchmark-style benchmark-group benchmark-evaluation evaluate-sample \
@@ -65,6 +65,9 @@ types: env-test  ## mypy
 
 validate: env-test  ## BIDS validator on data/ds-sample
 	$(BIN)/bids-validator-deno --ignoreWarnings data/ds-sample
+
+descriptor: env  ## make boutiques.json again from the app's own parser
+	$(BIN)/python -m mmh_bids.cli.descriptor boutiques.json
 
 sample: env  ## make the sample dataset again and compare it with data/ds-sample, byte for byte
 	$(BIN)/mmh-simulate sample build/ds-sample --overwrite
@@ -184,7 +187,10 @@ browser-test: env-test $(VENV)/.installed-browser  ## every report page in headl
 benchmark-evaluation: env-test  ## where the measures behind the verdicts of mmh-evaluate lie, on outputs in $$(FOLDERS)
 	$(BIN)/python benchmarks/evaluation_thresholds.py $(FOLDERS)
 
-evaluate-sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light beside the controls
+evaluate-descriptor: env  ## make boutiques.json again from the app's own parser
+	$(BIN)/python -m mmh_bids.cli.descriptor boutiques.json
+
+sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light beside the controls
 	for method in none nyul mmh-light; do \
 	  $(BIN)/mmh data/ds-sample build/evaluation/$$method participant --method $$method -w build/evaluation/work || exit 1; done
 	$(BIN)/mmh-evaluate data/ds-sample build/evaluation/out \

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmh_bids import __version__
-from mmh_bids.bids.dataset import dataset_lock
+from mmh_bids.bids.dataset import SLOPPY, dataset_lock, is_sloppy
 from mmh_bids.bids.derivatives import plain
 from mmh_bids.bids.mirror import files_below, links_of, place_text_or_data
 from mmh_bids.bids.names import natural_key
@@ -24,9 +24,9 @@ TABLE = "mmh_images.tsv"
 _FOLDERS = ("phenotype", "stimuli")
 _READMES = ("README", "README.md", "README.rst", "README.txt")
 _NOTE = f"""\
-This is {{name}} once more, with T1w and T2w images harmonized across sites by mmh {__version__}
-(whole heads, under their own names and on their own grids). `{TABLE}` lists them, and those that are the
-original images, with the reason. All other files are those of the original dataset.
+This is the dataset "{{name}}" once more, with T1w and T2w images harmonized across sites by
+mmh {__version__}: whole heads, under their own names and on their own grids. `{TABLE}` lists them, and those
+that are the original images, with the reason. All other files are those of the original dataset.
 """
 
 
@@ -92,6 +92,9 @@ def description_of(settings: Settings, mirror: Path, source: Mapping[str, Any]) 
     The source's DOI is not the mirror's, and goes to ``SourceDatasets``.
     """
     own = {name: value for name, value in source.items() if name != "DatasetDOI"}
+    what = "T1w and T2w images harmonized across sites"
+    if is_sloppy(settings.output_dir):
+        what = f"{what}. {SLOPPY}"
     origin = {
         "URL": _relative(settings.bids_dir, mirror), "DOI": source.get("DatasetDOI"),
         "Version": source.get("DatasetVersion"),
@@ -101,7 +104,7 @@ def description_of(settings: Settings, mirror: Path, source: Mapping[str, Any]) 
         "BIDSVersion": source.get("BIDSVersion") or "1.10.0",
         "DatasetType": "raw",
         "GeneratedBy": [
-            {"Name": "mmh", "Version": __version__, "Description": "T1w and T2w images harmonized across sites"},
+            {"Name": "mmh", "Version": __version__, "Description": what},
             *(item for item in _list(source, "GeneratedBy") if item.get("Name") != "mmh"),
         ],
         "SourceDatasets": [

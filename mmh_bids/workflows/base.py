@@ -104,8 +104,9 @@ def init_image_wf(job: Job, study: Study, through_t1w: bool = False) -> pe.Workf
     preproc.inputs.inputnode.in_file = str(run.path)
     harmonize = init_harmonize_anat_wf(
         sequence=run.sequence, method=settings.method, target=settings.target, site=run.site,
-        seed=settings.random_seed, skull=settings.skull, with_reference=settings.target.startswith("image:"), source_file=str(run.path),
-        device=settings.device, lock_dir=str(study.lock_dir), volume_gb=volume, facts=study.facts(run.sequence),
+        seed=settings.random_seed, skull=settings.skull, with_reference=settings.target.startswith("image:"),
+        source_file=str(run.path), device=settings.device, lock_dir=str(study.lock_dir), volume_gb=volume,
+        facts=study.facts(run.sequence),
     )  # fmt: skip
     workflow.connect([
         (preproc, harmonize, [

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mmh_bids.bids.dataset import ImageStatus, check_output_dir, record_images
+from mmh_bids.bids.dataset import ImageStatus, check_output_dir, record_images, write_dataset_files
 from mmh_bids.bids.derivatives import OutputPaths, sidecar, write_sidecar
 from mmh_bids.bids.mirror import mirror_participant
 from mmh_bids.bids.mirror_dataset import TABLE, check_mirror, start_mirror
@@ -179,8 +179,15 @@ def test_description(three, tmp_path):
         "atlas": "../atlas", "far": "https://a.b/c", "mmh": "../out", "unharmonized": "../raw",
     }  # fmt: skip
     readme = (three.bids_mirror / "README.rst").read_text()
-    assert readme.startswith("This is Study once more") and "A study of two people." in readme
+    assert readme.startswith('This is the dataset "Study" once more') and "A study of two people." in readme
     assert (three.bids_mirror / ".bidsignore").read_text() == f"notes.doc\n{TABLE}\n"
+
+
+def test_sloppy_images_are_stamped_on_the_mirror_too(three):
+    write_dataset_files(Settings(**{**vars(three), "sloppy": True}))
+    call(three)
+    generator = json.loads((three.bids_mirror / "dataset_description.json").read_text())["GeneratedBy"][0]
+    assert generator["Description"].endswith("not fit for science")
 
 
 def test_data_are_linked_and_text_is_copied(three):

@@ -64,3 +64,154 @@ def test_the_axes_of_the_embedding_workflow_do_not_matter(tmp_path, brain, bundl
     assert made[0].max() > 0
     for other in made[1:]:
         np.testing.assert_allclose(other, made[0], atol=0.02 * made[0].max())
+
+
+def graph_of(out):
+    """Nodes of the graph that ``--write-graph`` left."""
+    (file,) = [path for path in (out / "logs").glob("graph-*.dot") if "_detailed" not in path.name]
+    return file.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", ["fMRIPrep 1.1", "fMRIPrep 23.2"])
+def test_the_tree_of_fmriprep_spares_brain_extraction_and_registration(tmp_path, brain, bundle, release):
+    """A head in air, so that only the given mask can tell the brain; its transform is a composite with a warp."""
+    data, affine = brain
+    root, out, other = describe(tmp_path / "raw"), tmp_path / "out", tmp_path / "given"
+    source = "sub-01/ses-A/anat/sub-01_ses-A_run-01_T1w.nii.gz"
+    save(image(np.where(data > 0, data, 0.1) * 800, affine, "LPS"), root / source)
+    for name in placed(RELEASES[release][0], session="A"):
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(("sub-01_ses-A_desc-brain_mask.nii.gz", "sub-01_ses-A_T1w_brainmask.nii.gz")):
+            save(image((data > 0.3) * 1.0, affine, "RAS", np.uint8), other / name)
+        elif name.endswith("run-1_from-orig_to-T1w_mode-image_xfm.txt") or "space-orig_target-T1w" in name:
+            (other / name).write_text(TRANSFORM)
+        elif "from-T1w_to-MNI" in name or "T1w_target-MNI" in name:
+            write_composite(other / name)
+        else:
+            (other / name).touch()
+    (other / "dataset_description.json").write_text(json.dumps(DESCRIPTIONS[release]))
+    call = mmh(root, out, "participant", "-d", f"fmriprep={other}", "--sloppy", "--device", "cpu", "--model", bundle,
+               "-w", tmp_path / "work", "--write-graph")  # fmt: skip
+    assert call.code == 0, call.err
+    assert "--derivatives: brain masks for 1 of 1 image(s), transforms to a template for 1" in call.err
+    assert "brain mask reused" in call.err and "transform to the template reused" in call.err
+    assert "reuse_mask" in graph_of(out) and "reuse_xfm" in graph_of(out)
+    assert "extract_brain" not in graph_of(out) and "register" not in graph_of(out)
+    facts = sidecar(out, source)["Harmonization"]
+    assert facts["Registration"]["Method"].endswith(".h5 (its affine)")
+    mask = nib.as_closest_canonical(open_nifti(out / source.replace("T1w.nii", "desc-brain_mask.nii")))
+    assert np.array_equal(np.asanyarray(mask.dataobj) > 0, data > 0.3)
+
+
+def write_composite(path):
+    """An affine (the identity: the tiny brains lie in template space) and a displacement field."""
+    import SimpleITK as sitk  # noqa: N813
+
+    field = sitk.Image([20, 20, 20], sitk.sitkVectorFloat64, 3)
+    field.SetSpacing([12.0] * 3)
+    field.SetOrigin([-114.0] * 3)
+    whole = sitk.CompositeTransform(
+        [sitk.AffineTransform(3), sitk.DisplacementFieldTransform(field + [1.0, -2.0, 2.0])]
+    )
+    sitk.WriteTransform(whole, str(path))
+
+
+@pytest.mark.slow
+def test_our_own_output_is_reused(study, tmp_path, bundle):
+    """Every image, T2w too: no mask is made, nothing is registered, and the result is the same."""
+    root, out, *_ = study
+    again = tmp_path / "again"
+    call = mmh(root, again, "participant", "-d", f"mmh={out}", "--sloppy", "--device", "cpu", "--model", bundle,
+               "-w", tmp_path / "work", "--write-graph")  # fmt: skip
+    assert call.code == 0, call.err
+    assert not any(step in graph_of(again) for step in ("extract_brain", "register", "coregister"))
+    for source in SOURCES:
+        before, after = (sidecar(folder, source)["Harmonization"] for folder in (out, again))
+        assert after["BrainExtraction"]["Method"].startswith("reused: ")
+        assert after["Registration"]["Method"].startswith("reused: ")
+        assert after["BrainExtraction"]["Volume"] == before["BrainExtraction"]["Volume"]
+        one, other = (
+            np.asanyarray(open_nifti(folder / source.replace("_T", "_desc-harmonized_T")).dataobj)
+            for folder in (out, again)
+        )
+        np.testing.assert_allclose(other, one, atol=1e-3 * one.max())
+    links = json.loads((again / "dataset_description.json").read_text())["DatasetLinks"]
+    assert (again / links["mmh"]).resolve() == out.resolve()
+
+
+@pytest.mark.slow
+def test_jobs_that_share_output_and_mirror(study, tmp_path):
+    """One job a session and participant, all at once, leave what one call leaves, byte for byte."""
+    root, _, words, *_ = study
+    mirrors = {}
+    for name, calls in {
+        "one": [()],
+        "many": [
+            ("--participant-label", "01", "--session-label", "A"), ("--participant-label", "01", "--session-label", "B"),
+            ("--participant-label", "02"),
+        ],
+    }.items():  # fmt: skip
+        folder = tmp_path / name
+        base = [
+            sys.executable,
+            "-m",
+            "mmh_bids.cli.run",
+            root,
+            folder / "out",
+            *words,
+            "--bids-mirror",
+            folder / "mirror",
+        ]
+        running = [
+            subprocess.Popen(
+                [str(word) for word in (*base, *more, "-w", folder / f"work{index}")], stderr=subprocess.PIPE, text=True
+            )
+            for index, more in enumerate(calls)
+        ]
+        for job in running:
+            _, err = job.communicate(timeout=500)
+            assert job.returncode == 0, err
+        mirrors[name] = hashes(folder / "mirror")
+        assert leftovers(folder / "mirror") == []
+    for name in ("dataset_description.json", "mmh_images.tsv", *SOURCES):
+        assert name in mirrors["many"]
+    assert mirrors["many"] == mirrors["one"]
+    rows = (tmp_path / "many" / "mirror" / "mmh_images.tsv").read_text().splitlines()[1:]
+    assert len(rows) == len(SOURCES) and all("\tharmonized\t" in row for row in rows)
+
+
+@pytest.mark.slow
+def test_the_mirror_of_the_sample(repo_root, tmp_path):
+    """Valid for the BIDS validator and pybids; heads with their skulls on the raw grids; the raw data untouched."""
+    from bids.layout import BIDSLayout
+
+    root, mirror = repo_root / "data" / "ds-sample", tmp_path / "mirror"
+    before = hashes(root)
+    call = mmh(root, tmp_path / "out", "participant", "--bids-mirror", mirror, "--method", "zscore", "--sloppy",
+               "--device", "cpu", "-w", tmp_path / "work")  # fmt: skip
+    assert call.code == 0, call.err
+    assert hashes(root) == before
+    assert set(hashes(mirror)) == set(before) | {".bidsignore", "mmh_images.tsv"}
+    validator = shutil.which("bids-validator-deno", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert validator, "bids-validator-deno is not installed"
+    done = subprocess.run([validator, "--json", str(mirror)], capture_output=True, text=True, check=False)
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue.get("severity") == "error"] == [] and done.returncode == 0
+    layout = BIDSLayout(mirror, validate=True)
+    images = layout.get(suffix=["T1w", "T2w"], extension=".nii.gz", datatype="anat")
+    assert len(images) == sum(name.endswith(".nii.gz") for name in before) == 10
+    for found in images:
+        source, made = (open_nifti(folder / Path(found.path).relative_to(mirror)) for folder in (root, mirror))
+        assert made.shape == source.shape and np.array_equal(made.affine, source.affine)
+        assert not found.get_metadata()["SkullStripped"]
+        inside = open_nifti(brain_mask_of(tmp_path / "out", Path(found.path).relative_to(mirror)))
+        outside = np.asanyarray(made.dataobj)[np.asanyarray(inside.dataobj) == 0]
+        assert (outside > 0.3 * np.median(np.asanyarray(made.dataobj)[np.asanyarray(inside.dataobj) > 0])).mean() > 0.03
+
+
+def brain_mask_of(out, image_path):
+    """Our mask of an image that is given by its path in the dataset."""
+    desc = "brain" if "_T1w" in image_path.name else "brainT2w"
+    stem = image_path.name.rsplit("_", 1)[0]
+    return out / image_path.parent / f"{stem}_desc-{desc}_mask.nii.gz"
