@@ -2,11 +2,19 @@
 
 import importlib.util
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from tiny import TRANSFORM, image, save
+import SimpleITK as sitk  # noqa: N813
+from releases import DESCRIPTIONS, RELEASES, placed
+from small_study import SOURCES, hashes, sidecar
+from tiny import TRANSFORM, describe, image, leftovers, mmh, save
 
 from mmh_bids.image.grid import open_nifti
 from mmh_bids.workflows.harmonize import init_harmonize_anat_wf
@@ -106,8 +114,6 @@ def test_the_tree_of_fmriprep_spares_brain_extraction_and_registration(tmp_path,
 
 def write_composite(path):
     """An affine (the identity: the tiny brains lie in template space) and a displacement field."""
-    import SimpleITK as sitk  # noqa: N813
-
     field = sitk.Image([20, 20, 20], sitk.sitkVectorFloat64, 3)
     field.SetSpacing([12.0] * 3)
     field.SetOrigin([-114.0] * 3)
@@ -145,30 +151,15 @@ def test_jobs_that_share_output_and_mirror(study, tmp_path):
     """One job a session and participant, all at once, leave what one call leaves, byte for byte."""
     root, _, words, *_ = study
     mirrors = {}
-    for name, calls in {
-        "one": [()],
-        "many": [
-            ("--participant-label", "01", "--session-label", "A"), ("--participant-label", "01", "--session-label", "B"),
-            ("--participant-label", "02"),
-        ],
-    }.items():  # fmt: skip
+    sub_01 = ("--participant-label", "01", "--session-label")
+    jobs = {"one": [()], "many": [(*sub_01, "A"), (*sub_01, "B"), ("--participant-label", "02")]}
+    for name, calls in jobs.items():
         folder = tmp_path / name
-        base = [
-            sys.executable,
-            "-m",
-            "mmh_bids.cli.run",
-            root,
-            folder / "out",
-            *words,
-            "--bids-mirror",
-            folder / "mirror",
-        ]
-        running = [
-            subprocess.Popen(
-                [str(word) for word in (*base, *more, "-w", folder / f"work{index}")], stderr=subprocess.PIPE, text=True
-            )
-            for index, more in enumerate(calls)
-        ]
+        base = [sys.executable, "-m", "mmh_bids.cli.run", root, folder / "out", *words]
+        running = []
+        for index, more in enumerate(calls):
+            command = [*base, "--bids-mirror", folder / "mirror", *more, "-w", folder / f"work{index}"]
+            running.append(subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True))
         for job in running:
             _, err = job.communicate(timeout=500)
             assert job.returncode == 0, err
