@@ -114,12 +114,10 @@ def test_the_tree_of_fmriprep_spares_brain_extraction_and_registration(tmp_path,
 
 def write_composite(path):
     """An affine (the identity: the tiny brains lie in template space) and a displacement field."""
-    field = sitk.Image([20, 20, 20], sitk.sitkVectorFloat64, 3)
+    field = sitk.GetImageFromArray(np.zeros((20, 20, 20, 3)) + [1.0, -2.0, 2.0], isVector=True)
     field.SetSpacing([12.0] * 3)
     field.SetOrigin([-114.0] * 3)
-    whole = sitk.CompositeTransform(
-        [sitk.AffineTransform(3), sitk.DisplacementFieldTransform(field + [1.0, -2.0, 2.0])]
-    )
+    whole = sitk.CompositeTransform([sitk.AffineTransform(3), sitk.DisplacementFieldTransform(field)])
     sitk.WriteTransform(whole, str(path))
 
 
@@ -144,6 +142,21 @@ def test_our_own_output_is_reused(study, tmp_path, bundle):
         np.testing.assert_allclose(other, one, atol=1e-3 * one.max())
     links = json.loads((again / "dataset_description.json").read_text())["DatasetLinks"]
     assert (again / links["mmh"]).resolve() == out.resolve()
+
+
+@pytest.mark.slow
+def test_what_others_ask_pybids_for_is_found_once(study):
+    """One mask and one preprocessed image for a T1w, under the entities that sMRIPrep's queries name (from memory)."""
+    from bids.layout import BIDSLayout, Query
+
+    layout = BIDSLayout(study[1], config=["bids", "derivatives"], validate=False)
+    common = {"subject": "01", "session": "A", "datatype": "anat", "space": Query.NONE, "extension": ".nii.gz"}
+    (mask,) = layout.get(desc="brain", suffix="mask", return_type="filename", **common)
+    (preproc,) = layout.get(desc="preproc", suffix="T1w", return_type="filename", **common)
+    assert mask.endswith("ses-A_desc-brain_mask.nii.gz") and preproc.endswith("ses-A_desc-preproc_T1w.nii.gz")
+    transform = {"suffix": "xfm", "from": "T1w", "to": "MNI152NLin2009aSym", "mode": "image"}
+    (xfm,) = layout.get(subject="01", session="A", return_type="filename", **transform)
+    assert xfm.endswith("from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.txt")
 
 
 @pytest.mark.slow
@@ -179,9 +192,12 @@ def test_the_mirror_of_the_sample(repo_root, tmp_path):
 
     root, mirror = repo_root / "data" / "ds-sample", tmp_path / "mirror"
     before = hashes(root)
-    call = mmh(root, tmp_path / "out", "participant", "--bids-mirror", mirror, "--method", "zscore", "--sloppy",
-               "--device", "cpu", "-w", tmp_path / "work")  # fmt: skip
-    assert call.code == 0, call.err
+    words = [root, tmp_path / "out", "participant", "--bids-mirror", mirror, "--method", "zscore", "--sloppy",
+             "--device", "cpu", "-w", tmp_path / "work"]  # fmt: skip
+    # ten brain extractions: longer than a call on tiny brains may take
+    command = [sys.executable, "-m", "mmh_bids.cli.run", *map(str, words)]
+    app = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
+    assert app.returncode == 0, app.stderr
     assert hashes(root) == before
     assert set(hashes(mirror)) == set(before) | {".bidsignore", "mmh_images.tsv"}
     validator = shutil.which("bids-validator-deno", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
