@@ -63,3 +63,12 @@ def test_sha256_of_a_file_larger_than_a_piece(tmp_path):
     content = bytes(range(256)) * 5000
     (tmp_path / "f").write_bytes(content)
     assert sha256_file(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_temporary_link_to_what_is_there_already_does_not_stay(tmp_path):
+    """POSIX renames nothing where both names are one file: two jobs may link the same file at the same time."""
+    (tmp_path / "source").write_text("x")
+    os.link(tmp_path / "source", tmp_path / "target")
+    with atomic_path(tmp_path / "target") as temporary:
+        os.link(tmp_path / "source", temporary)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
