@@ -22,7 +22,8 @@ def write_mirror(settings: Settings) -> int:
     """
     if settings.bids_mirror is None:
         return EXIT_OK
-    rows = {row["image"]: row for row in read_tsv(settings.output_dir / "logs" / "images.tsv", "image")[1]}
+    table = settings.output_dir / "logs" / "images.tsv"
+    rows = {row["image"]: row for row in (read_tsv(table, "image")[1] if table.is_file() else [])}
     labels = settings.participant_label or sorted(
         (path.name[4:] for path in settings.bids_dir.glob("sub-*") if path.is_dir()), key=natural_key
     )
