@@ -16,7 +16,11 @@ from releases import DESCRIPTIONS, RELEASES, placed
 from small_study import SOURCES, hashes, sidecar
 from tiny import TRANSFORM, describe, image, leftovers, mmh, save
 
+from mmh_bids.bids.derivatives import OutputPaths, write_sidecar
+from mmh_bids.bids.run import Run
+from mmh_bids.cli.participant import say_not_reused
 from mmh_bids.image.grid import open_nifti
+from mmh_bids.settings import Settings
 from mmh_bids.workflows.harmonize import init_harmonize_anat_wf
 
 
@@ -72,6 +76,17 @@ def test_the_axes_of_the_embedding_workflow_do_not_matter(tmp_path, brain, bundl
     assert made[0].max() > 0
     for other in made[1:]:
         np.testing.assert_allclose(other, made[0], atol=0.02 * made[0].max())
+
+
+def test_a_transform_that_was_not_used_is_named(tmp_path, caplog):
+    """After the call, as the step that found out runs in another process."""
+    settings = Settings(tmp_path / "raw", tmp_path / "out")
+    runs = [Run(tmp_path / f"sub-{label}_T1w.nii.gz", "T1w", {"sub": label}) for label in ("01", "02")]
+    for run, facts in zip(runs, ({"NotReused": "a.h5: holds a warp"}, {"Method": "reused: a.txt"}), strict=True):
+        paths = OutputPaths(settings.output_dir, run)
+        write_sidecar(paths.harmonized(), {"Harmonization": {"Registration": facts}})
+    say_not_reused(settings, runs)
+    assert [record.getMessage() for record in caplog.records] == ["sub-01_T1w: registered anew: a.h5: holds a warp"]
 
 
 def graph_of(out):
