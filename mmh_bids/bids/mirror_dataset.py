@@ -74,13 +74,12 @@ def start_mirror(settings: Settings, mirror: Path) -> None:
         _write(mirror / ".bidsignore", _bidsignore(root))
         name, text = _readme(root)
         _write(mirror / name, f"{_NOTE.format(name=source.get('Name') or root.name)}\n{text}".rstrip() + "\n")
-        for path in sorted(root.iterdir()):
-            if path.is_file() and not path.name.startswith(".") and path.name not in (
-                "dataset_description.json", TABLE, *_READMES,
-            ):  # fmt: skip
-                place_text_or_data(path, mirror / path.name, settings.bids_mirror_files)
-    for name in _FOLDERS:
-        for path in files_below(root / name):
+        known = ("dataset_description.json", TABLE, *_READMES)
+        for name in sorted(os.listdir(root)):
+            if not name.startswith((".", "sub-")) and name not in known and (root / name).is_file():
+                place_text_or_data(root / name, mirror / name, settings.bids_mirror_files)
+    for folder in _FOLDERS:
+        for path in files_below(root / folder):
             if path.exists():
                 place_text_or_data(path, mirror / path.relative_to(root), settings.bids_mirror_files)
 
@@ -120,7 +119,10 @@ def record_mirrored(settings: Settings, mirror: Path, images: Mapping[str, str])
     path = mirror / TABLE
     with dataset_lock(settings.output_dir):
         rows = {row["filename"]: row["reason"] for row in (read_tsv(path, "filename")[1] if path.exists() else [])}
-        rows = {name: reason for name, reason in rows.items() if os.path.lexists(mirror / name)}
+        # only of the participants at hand: to look for everybody's images would take a while on a network's file system
+        touched = {name.split("/")[0] for name in images}
+        gone = [name for name in rows if name.split("/")[0] in touched and not os.path.lexists(mirror / name)]
+        rows = {name: reason for name, reason in rows.items() if name not in gone}
         rows |= {name: " ".join(reason.split()) or "n/a" for name, reason in images.items()}
         lines = [("filename", "image", "reason")]
         lines += [

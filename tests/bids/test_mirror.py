@@ -273,6 +273,16 @@ def test_a_brain_stays_a_brain(mirrored):
     assert fields["SkullStripped"] is True
 
 
+def test_an_image_that_is_gone_leaves_the_table_with_its_participant(three):
+    call(three)
+    for folder in (three.bids_dir, three.bids_mirror):
+        (folder / RUN2).unlink()
+    call(Settings(**{**vars(three), "participant_label": ("02",)}))
+    assert RUN2 in table(three)
+    call(three)
+    assert RUN2 not in table(three) and {T1W, T2W, OTHER} == set(table(three))
+
+
 def test_only_the_participants_of_the_call(three):
     settings = Settings(**{**vars(three), "participant_label": ("02",)})
     call(settings)
