@@ -13,7 +13,7 @@ from mmh_bids.bids.dataset import SLOPPY, dataset_lock, is_sloppy
 from mmh_bids.bids.derivatives import plain
 from mmh_bids.bids.mirror import files_below, links_of, place_text_or_data
 from mmh_bids.bids.names import natural_key
-from mmh_bids.bids.tsv import read_tsv
+from mmh_bids.bids.tsv import read_tsv, tsv_text
 from mmh_bids.errors import UsageError
 from mmh_bids.files import atomic_write
 from mmh_bids.settings import Settings
@@ -123,13 +123,12 @@ def record_mirrored(settings: Settings, mirror: Path, images: Mapping[str, str])
         touched = {name.split("/")[0] for name in images}
         gone = [name for name in rows if name.split("/")[0] in touched and not os.path.lexists(mirror / name)]
         rows = {name: reason for name, reason in rows.items() if name not in gone}
-        rows |= {name: " ".join(reason.split()) or "n/a" for name, reason in images.items()}
-        lines = [("filename", "image", "reason")]
-        lines += [
+        rows |= {name: reason or "n/a" for name, reason in images.items()}
+        cells = [
             (name, "harmonized" if rows[name] == "n/a" else "original", rows[name])
             for name in sorted(rows, key=natural_key)
         ]
-        _write(path, "".join("\t".join(line) + "\n" for line in lines))
+        _write(path, tsv_text(("filename", "image", "reason"), cells))
 
 
 def _bidsignore(root: Path) -> str:

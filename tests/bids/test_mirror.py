@@ -25,7 +25,7 @@ IMAGES = ("sub-01_ses-A_T1w.nii.gz", "sub-01_ses-A_run-2_T1w.nii.gz", "sub-01_se
 FILES = {
     "dataset_description.json": {
         "Name": "Study", "BIDSVersion": "1.8.0", "License": "CC0", "Authors": ["A"], "DatasetDOI": "doi:10.0/x",
-        "GeneratedBy": [{"Name": "dcm2bids"}], "DatasetLinks": {"atlas": "../atlas", "far": "https://a.b/c"},
+        "GeneratedBy": [{"Name": "dcm2bids"}], "DatasetLinks": {"atlas": "derivatives/atlas", "far": "https://a.b/c"},
     },
     "README.rst": "A study of two people.\n",
     "CHANGES": "1.0.0 2020-01-01\n - all of it\n",
@@ -176,7 +176,7 @@ def test_description(three, tmp_path):
     assert fields["SourceDatasets"] == [{"URL": "../raw", "DOI": "doi:10.0/x"}] and "DatasetDOI" not in fields
     links = fields["DatasetLinks"]
     assert links == {
-        "atlas": "../atlas", "far": "https://a.b/c", "mmh": "../out", "unharmonized": "../raw",
+        "atlas": "../raw/derivatives/atlas", "far": "https://a.b/c", "mmh": "../out", "unharmonized": "../raw",
     }  # fmt: skip
     readme = (three.bids_mirror / "README.rst").read_text()
     assert readme.startswith('This is the dataset "Study" once more') and "A study of two people." in readme
@@ -297,9 +297,13 @@ def test_links_to_content_that_is_there_and_that_is_not(three, tmp_path, caplog)
     store.mkdir()
     shutil.move(three.bids_dir / T1W, store / "key1")
     (three.bids_dir / T1W).symlink_to(store / "key1")
+    shutil.move(three.bids_dir / RUN2, store / "key2")
+    (three.bids_dir / RUN2).symlink_to(store / "key2")
     (three.bids_dir / OTHER).unlink()
     (three.bids_dir / OTHER).symlink_to(store / "gone")
     call(three)
+    # the content, not a link that leads nowhere in a container
+    assert not (three.bids_mirror / RUN2).is_symlink() and (three.bids_mirror / RUN2).samefile(store / "key2")
     assert value_of(three.bids_mirror / T1W) == 7.0
     assert OTHER not in files(three.bids_mirror) and OTHER not in table(three)
     assert any(OTHER in record.message and "datalad get" in record.message for record in caplog.records)

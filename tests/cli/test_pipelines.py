@@ -12,9 +12,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from identity import TRANSFORM
 from releases import DESCRIPTIONS, RELEASES, placed
 from small_study import SOURCES, hashes, sidecar
-from tiny import TRANSFORM, describe, image, leftovers, mmh, save
+from tiny import describe, image, leftovers, mmh, save
 
 from mmh_bids.bids.derivatives import OutputPaths, write_sidecar
 from mmh_bids.bids.run import Run
@@ -59,6 +60,8 @@ def test_the_example_embeds_the_harmonization(tmp_path, brain, bundle, example, 
     assert f"mean of the harmonized brain: {value:.1f}" in capsys.readouterr().out
     qc = json.loads((tmp_path / "out" / "anat" / "qc.json").read_text())["qc"]
     assert qc["Finite"] and qc["NonNegative"]
+    (seen,) = (tmp_path / "out" / "work").rglob("model_grid/model.nii")
+    assert open_nifti(seen).shape == (36, 46, 46)  # the bundle that was asked for
 
 
 def test_the_axes_of_the_embedding_workflow_do_not_matter(tmp_path, brain, bundle):
