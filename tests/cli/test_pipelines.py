@@ -64,6 +64,7 @@ def test_the_example_embeds_the_harmonization(tmp_path, brain, bundle, example, 
     assert open_nifti(seen).shape == (36, 46, 46)  # the bundle that was asked for
 
 
+@pytest.mark.slow
 def test_the_axes_of_the_embedding_workflow_do_not_matter(tmp_path, brain, bundle):
     """The app hands RAS+ on; others hand on what they have."""
     made = []
