@@ -32,14 +32,14 @@ logger = logging.getLogger("mmh")
 
 
 def fingerprint_on_disk(paths: OutputPaths, spaces: Iterable[str] = (), qc_fail: str = "warn") -> str | None:
-    """Fingerprint of the outputs that are there, if all of them are, those in `spaces` and the figures included.
+    """Fingerprint of the outputs that are there, if all of them are, those in `spaces`, figures and features included.
 
     An image that was set aside for its quality is whole without its harmonized images, unless they are wanted now.
     """
     needed = [paths.preproc, paths.brain_mask, paths.transform()]
     if not is_set_aside(paths, qc_fail):
         needed += [paths.harmonized(), *(paths.harmonized(*split_space(space)) for space in spaces)]
-    needed += [paths.figure(name) for name in TITLES]
+    needed += [paths.features, *(paths.figure(name) for name in TITLES)]
     if not all(path.is_file() for path in needed):
         return None
     return harmonization_on_disk(paths).get("Fingerprint")

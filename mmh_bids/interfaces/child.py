@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmh_bids.errors import EXIT_SOME_FAILED, ImageError, MmhError
+from mmh_bids.machine import end_with_parent
 
 
 def run_child(task: str, request: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -156,6 +157,7 @@ TASKS = {"brain": brain, "harmonize": harmonize, "device": device}
 
 def main(argv: list[str]) -> int:
     """Read the request file, run the task, write its answer."""
+    end_with_parent()
     request = json.loads(Path(argv[0]).read_text())
     answer_file = Path(request["answer"])
     try:
