@@ -163,19 +163,32 @@ def sessions_locked(folders: Sequence[Path], runs: Iterable[Run]) -> Iterator[No
 
     All calls take the locks in one order, so that no two wait for each other.
     """
-    from filelock import FileLock, Timeout
-
     with contextlib.ExitStack() as held:
         for name in sorted({_session(run) for run in runs}):
             for folder in folders:
-                folder.mkdir(parents=True, exist_ok=True)
-                lock = FileLock(folder / f"{name}.lock")
-                try:
-                    held.enter_context(lock.acquire(timeout=0))
-                except Timeout:
-                    logger.info("%s: another call works on it; waiting (%s)", name, lock.lock_file)
-                    held.enter_context(lock.acquire(poll_interval=_LOOK_SECONDS))
+                held.enter_context(locked(folder / f"{name}.lock", say=name))
         yield
+
+
+@contextlib.contextmanager
+def locked(path: Path, say: str = "") -> Iterator[None]:
+    """Hold the lock `path`, of which nothing stays; with `say`, waiting for another call's is told."""
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if say:
+            logger.info("%s: another call works on it; waiting (%s)", say, path)
+        lock.acquire(poll_interval=_LOOK_SECONDS)
+    try:
+        yield
+    finally:
+        # while it is held: filelock sees that what it waited for is gone, and makes it anew
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _session(run: Run) -> str:
