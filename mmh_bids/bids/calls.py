@@ -25,7 +25,7 @@ from typing import Any
 
 from mmh_bids.bids.derivatives import plain
 from mmh_bids.bids.run import Run
-from mmh_bids.files import CALL_VARIABLE, atomic_write, remove_temporary
+from mmh_bids.files import CALL_VARIABLE, remove_temporary
 from mmh_bids.machine import available_gb, slurm_job
 
 logger = logging.getLogger("mmh")
@@ -104,7 +104,8 @@ def noted(
     }
     note, lock = folder / f"{run_id}.json", FileLock(folder / f"{run_id}.lock")
     with lock:
-        atomic_write(note, json.dumps(plain(content), indent=1) + "\n")
+        # not by a temporary file, which would stay if this were the moment: nobody reads it while the lock is held
+        note.write_text(json.dumps(plain(content), indent=1) + "\n", encoding="utf-8")
         try:
             yield run_id
         finally:
@@ -132,20 +133,21 @@ def killed_calls(output_dir: Path, bids_dir: Path, *, take: bool) -> Iterator[li
     from filelock import FileLock, Timeout
 
     found: list[KilledCall] = []
-    notes = sorted(calls_dir(output_dir).glob("*.json"))
+    over = []
     with contextlib.ExitStack() as held:
-        for note in [note for note in notes if not note.name.startswith(".")]:
+        for file in sorted(calls_dir(output_dir).glob("*.lock")):
             try:
-                held.enter_context(FileLock(note.with_suffix(".lock"), timeout=0))
+                held.enter_context(FileLock(file, timeout=0))
             except Timeout:
                 continue  # at work
-            call = _read(note, bids_dir)
-            if call is not None:
+            over.append(file)
+            call = _read(file.with_suffix(".json"), bids_dir)
+            if call is not None:  # else it was killed before it had begun anything
                 found.append(call)
         yield found
-        for call in found if take else ():
-            for path in (calls_dir(output_dir) / f"{call.name}.json", calls_dir(output_dir) / f"{call.name}.lock"):
-                path.unlink(missing_ok=True)
+        for file in over if take else ():
+            file.with_suffix(".json").unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
 
 def remove_half_files(output_dir: Path, call: KilledCall) -> None:
@@ -213,7 +215,7 @@ def _of_image(image: Begun, bids_dir: Path) -> dict[str, Any]:
 
 
 def _read(note: Path, bids_dir: Path) -> KilledCall | None:
-    """What a note says; None if it is gone (its call ended just now) or is none of ours."""
+    """What a note says; None if there is none (its call ended just now) or only half of one."""
     try:
         content = json.loads(note.read_text(encoding="utf-8"))
         images = tuple(

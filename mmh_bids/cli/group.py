@@ -38,7 +38,7 @@ def run_group(settings: Settings) -> int:
             print("\t".join((image.key, image.run.sequence, image.run.site or "n/a", image.status)))
         return EXIT_OK
     # calls that were killed left images, too, but nobody has counted them yet
-    killed = any(calls_dir(settings.output_dir).glob("*.json"))
+    killed = any(calls_dir(settings.output_dir).glob("*.lock"))
     images = [] if killed else _found(settings)
     with at_work(settings):
         return _compare(settings, images or _found(settings))

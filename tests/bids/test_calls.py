@@ -1,6 +1,5 @@
 """Calls that share an output folder: notes of what they do, locks, and what the next call makes of a killed one."""
 
-import json
 import os
 import signal
 import subprocess
@@ -96,12 +95,16 @@ def test_a_call_that_fails_to_speak_for_a_killed_one_leaves_it_to_the_next(tmp_p
     assert len(calls(tmp_path)) == 1
 
 
-def test_a_note_that_is_none_is_passed_over(tmp_path):
+@pytest.mark.parametrize("note", [None, "{", '{"token": "a", "images": [{"image": "x"}]}'])
+def test_a_call_that_was_killed_as_it_began_leaves_nothing(tmp_path, note):
     folder = tmp_path / "logs/calls"
     folder.mkdir(parents=True)
-    (folder / "20260101-000000-0000.json").write_text("{")
-    (folder / "20260101-000000-0001.json").write_text(json.dumps({"token": "a", "images": [{"image": "x"}]}))
+    (folder / "20260101-000000-0000.lock").touch()
+    if note is not None:
+        (folder / "20260101-000000-0000.json").write_text(note)
+    assert calls(tmp_path) == [] and len(list(folder.iterdir())) > 0
     assert calls(tmp_path, take=True) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_no_two_calls_have_the_same_name(tmp_path, monkeypatch):
