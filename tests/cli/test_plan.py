@@ -1,14 +1,22 @@
 """What a call says it will do, what that may cost, and who is taken by ``--failed-only``."""
 
+import dataclasses
+import shutil
+from types import SimpleNamespace
+
 import pytest
-from small_study import rows
+from small_study import SOURCES, rows
 from tiny import describe, image, save
 
 from mmh_bids.bids.calls import Begun, noted
 from mmh_bids.bids.dataset import ImageStatus, record_images
+from mmh_bids.bids.derivatives import OutputPaths, harmonization_on_disk
 from mmh_bids.bids.run import Run
+from mmh_bids.cli.batches import forget_outdated
 from mmh_bids.cli.plan import estimate
+from mmh_bids.cli.records import fingerprint_on_disk
 from mmh_bids.settings import Settings
+from mmh_bids.workflows.base import Job
 from mmh_bids.workflows.resources import image_gb, image_minutes
 
 
@@ -79,3 +87,44 @@ def test_failed_only_in_a_new_folder(study, here, tmp_path):
     call = here(root, tmp_path / "out", *words, "-w", tmp_path / "work", "--failed-only")
     assert call.code == 3 and "--failed-only" in call.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def finished(study, tmp_path):
+    """A copy of the study's output of participant 02: (settings, job, paths)."""
+    root, out, *_ = study
+    again = tmp_path / "out"
+    shutil.copytree(out / "sub-02", again / "sub-02")
+    run = Run(root / SOURCES[3], "T2w", {"sub": "02"})
+    paths = OutputPaths(again, run)
+    return Settings(root, again), Job(run, harmonization_on_disk(paths)["Fingerprint"], ""), paths
+
+
+def test_an_image_is_done_when_all_of_its_files_are_there(finished):
+    _, job, paths = finished
+    assert fingerprint_on_disk(paths) == job.fingerprint
+    paths.features.unlink()  # the call was killed before it had measured them
+    assert fingerprint_on_disk(paths) is None
+
+
+def test_figures_and_features_of_other_settings_do_not_outlive_the_start(finished):
+    """Else a call that is killed between the image and its figures would leave those of the former settings."""
+    settings, job, paths = finished
+    study = SimpleNamespace(settings=settings)
+    forget_outdated([job], study)
+    assert fingerprint_on_disk(paths) == job.fingerprint
+    forget_outdated([dataclasses.replace(job, fingerprint="another")], study)
+    assert list(paths.figures.iterdir()) == [] and not paths.features.exists()
+    assert paths.harmonized().exists()
+
+
+def test_the_page_shows_the_sessions_of_other_calls(study, here, tmp_path):
+    root, out, words, *_ = study
+    again = tmp_path / "out"
+    shutil.copytree(out, again)
+    (again / "sub-01.html").unlink()
+    for words_of_session in (("--session-label", "B"), ("--session-label", "A", "--modalities", "T2w")):
+        call = here(root, again, *words, "-w", tmp_path / "work", "--reports-only", "--participant-label", "01",
+                    *words_of_session)  # fmt: skip
+        assert call.code == 0, call.err
+        assert (again / "sub-01.html").read_bytes() == (out / "sub-01.html").read_bytes()
