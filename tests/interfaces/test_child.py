@@ -175,6 +175,7 @@ def test_one_process_at_a_time_owns_a_gpu(tmp_path):
 HOLD = """
 import sys, time
 from mmh_bids.interfaces.child import _one_at_a_time
+print("asks", flush=True)
 with _one_at_a_time(sys.argv[2], sys.argv[1]):
     print("owns", flush=True)
     time.sleep(float(sys.argv[3]))
@@ -182,9 +183,12 @@ with _one_at_a_time(sys.argv[2], sys.argv[1]):
 
 
 def owner(folder, device, seconds):
-    return subprocess.Popen(
+    """A process that asks for the GPU; it has come so far when this returns."""
+    process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder), device, str(seconds)], stdout=subprocess.PIPE, text=True
     )
+    assert process.stdout.readline() == "asks\n"
+    return process
 
 
 def test_processes_on_one_gpu_take_turns_and_a_killed_one_makes_room(tmp_path, monkeypatch):
@@ -196,7 +200,7 @@ def test_processes_on_one_gpu_take_turns_and_a_killed_one_makes_room(tmp_path, m
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
         with owner(tmp_path, "cuda:1", 0) as second:  # the first one's GPU by another number
             with pytest.raises(subprocess.TimeoutExpired):
-                second.wait(timeout=0.7)
+                second.wait(timeout=2)
             first.kill()
             assert second.stdout.readline() == "owns\n"
             assert second.wait(timeout=10) == 0
