@@ -28,6 +28,7 @@ METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
 	benchmark-travelling benchmark-parts benchmark-diffusion benchmark-training-data benchmark-paper \
 	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-looks benchmark-style benchmark-group benchmark-evaluation evaluate-sample \
+	evaluate-study \
 	benchmark-qc browser-test env env-test torch clean
 
 help:  ## list the targets
@@ -138,7 +139,7 @@ define look_images
 	$(BIN)/mmh $(LOOKS)/raw-$(1) $(LOOKS)/none-$(1) participant --method none -w $(LOOKS)/app-$(1)
 endef
 LOOK_SITES := $(foreach set,1 2 3 4,$(LOOKS)/none-$(set))
-LOOK_FLAGS := --held-out sub-04 --no-transfer --cache $(LOOKS)/removed --overwrite \
+LOOK_FLAGS := --held-out sub-04 --no-transfer --no-sites --cache $(LOOKS)/removed --overwrite \
 	--source "Simulated scans of label maps of SynthSeg's training set (Apache-2.0, Billot et al. 2023)."
 train-looks: env-test  ## stage 2 of mmh-light for two simulated scanners, into build/looks/both; two hours on two cores, resumes
 	$(call look_images,1,$(LOOK_HEADS_1),0)
@@ -155,6 +156,7 @@ benchmark-target: train-looks  ## stage 2 against the truth: scans of other scan
 
 benchmark-looks: train-looks  ## for tuning: people that the looks learned from, each in the look of the other target; half an hour
 	$(BIN)/python benchmarks/look_people.py --looks $(LOOKS) --model $(LOOKS)/both --sets 3 4
+	$(BIN)/python benchmarks/person_levels.py --looks $(LOOKS)
 
 # Stage 1 as published, as small as two cores can train: three heads on three scanners, 6 mm. Head 04 validates.
 DIFFUSION_LABELS := $(addprefix $(MMH_SHARED)/data/labelmaps/head-,$(addsuffix _dseg.nii.gz,01 02 04))
@@ -192,6 +194,22 @@ evaluate-sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light 
 	  $(BIN)/mmh data/ds-sample build/evaluation/$$method participant --method $$method -w build/evaluation/work || exit 1; done
 	$(BIN)/mmh-evaluate data/ds-sample build/evaluation/out \
 	  --methods $(foreach m,none nyul mmh-light,$(m)=build/evaluation/$(m))
+
+# Heads and scanners that nothing was trained on; the standards of zscore-to-P are learned from the study itself.
+STUDY := build/study
+STUDY_METHODS := none zscore nyul mmh-light
+evaluate-study: env  ## mmh-evaluate on a simulated study, four people on three scanners, T1w; a quarter of an hour on two cores, resumes
+	@mkdir -p $(STUDY)
+	test -e $(STUDY)/simulated || { \
+	  $(BIN)/mmh-simulate heads $(STUDY)/raw --modalities T1w --scanners P Q R --overwrite \
+	    --labels $(patsubst %,$(MMH_SHARED)/data/labelmaps/head-%_dseg.nii.gz,13 14 15 16) && touch $(STUDY)/simulated; }
+	for method in $(STUDY_METHODS); do \
+	  $(BIN)/mmh $(STUDY)/raw $(STUDY)/$$method participant --method $$method -w $(STUDY)/work || exit 1; done
+	test -e $(STUDY)/standards || $(BIN)/mmh-train standards $(STUDY)/none --output $(STUDY)/standards
+	$(BIN)/mmh $(STUDY)/raw $(STUDY)/zscore-to-P participant --method zscore --modalities T1w \
+	  --model $(STUDY)/standards --target site:P -w $(STUDY)/work
+	$(BIN)/mmh-evaluate $(STUDY)/raw $(STUDY)/out --modalities T1w \
+	  --methods $(foreach m,$(STUDY_METHODS) zscore-to-P,$(m)=$(STUDY)/$(m))
 
 benchmark-group: env-test  ## the group level's time and memory for 200 and 2,000 generated images
 	$(BIN)/python benchmarks/group_level.py

@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ from mmh_bids.harmonizers.base import find_method
 from mmh_bids.harmonizers.light import MmhLight
 from mmh_bids.image.qc import gradient_correlation
 from mmh_bids.models.bundle import Bundle, open_bundle
-from mmh_bids.training.standards import train_standards
+from mmh_bids.training.people import bright_fluid, site_tissues
+from mmh_bids.training.standards import find_samples, train_standards
+from mmh_bids.training.target import style_removed
 
 SEQUENCES = ("T1w", "T2w")
 
@@ -80,6 +83,22 @@ def measure(scan: Scan, own: Scan, truth: np.ndarray, outputs: dict[str, np.ndar
     }
 
 
+def average_people(asked: argparse.Namespace, model: Bundle) -> dict[str, Any]:
+    """What the bundle is to know of the sites that the scans come from, as `mmh-train target` learns it from them."""
+    light = MmhLight.load(model, "cpu")
+    cache = style_removed(asked.work / "removed", model, light, print)
+    levels = {sequence: light.levels(sequence) for sequence in SEQUENCES}
+    samples = find_samples([asked.work / f"head-{number:02d}" / "none" for number in asked.heads])
+    samples = [one for one in samples if one.site in asked.scanners and bright_fluid(levels[one.sequence])]
+    return site_tissues(cache.prepare(samples), levels)
+
+
+def knowing(model: Bundle, sites: dict[str, Any]) -> Bundle:
+    """The bundle with the average people of sites in its card."""
+    sequences = {name: {**one, "sites": sites.get(name, {})} for name, one in model.card["sequences"].items()}
+    return replace(model, card={**model.card, "sequences": sequences})
+
+
 def harmonized(scan: Scan, model: Bundle, standards: Bundle, targets: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Per target the outputs of all methods on the scan's own grid, [0, 1] of the target's images."""
     volume, _ = scan.model
@@ -93,8 +112,10 @@ def harmonized(scan: Scan, model: Bundle, standards: Bundle, targets: dict[str, 
             method = find_method(name).load(standards, "cpu")
             result = method.harmonize(volume[None], mask, scan.sequence, f"site:{target}", 0)
             classical[name] = scan.carried(result.volume[0])
-        look, _ = light.look(unified, mask, scan.sequence, f"site:{label}")
-        found[target] = {**same, **classical, "stage 2": scan.carried(look)}
+        found[target] = {**same, **classical}
+        for name, site in (("one scan", None), ("stage 2", scan.scanner)):
+            look, _ = light.look(unified, mask, scan.sequence, f"site:{label}", volume, site)
+            found[target][name] = scan.carried(look)
     return found
 
 
@@ -105,14 +126,16 @@ def run(asked: argparse.Namespace) -> int:
     model, standards = open_bundle(asked.model), _standards(asked)
     raw: dict[str, Any] = {}
     for number in asked.heads:
+        prepare(asked.work / f"head-{number:02d}", label_map(number), number, [*asked.scanners, *targets], print)
+    sites = average_people(asked, model)
+    for number in asked.heads:
         folder = asked.work / f"head-{number:02d}"
-        prepare(folder, label_map(number), number, [*asked.scanners, *targets], print)
         for scanner in asked.scanners:
             for sequence in SEQUENCES:
-                key = {"model": model.sha256, "standards": standards.sha256, "targets": targets}
+                key = {"model": model.sha256, "standards": standards.sha256, "targets": targets, "sites": sites}
                 path = folder / "measures" / f"{scanner}_{sequence}.json"
                 scan = Scan.of(folder, number, scanner, sequence)
-                values = _cached(path, key, lambda: _measured(scan, model, standards, targets))  # noqa: B023
+                values = _cached(path, key, lambda: _measured(scan, knowing(model, sites), standards, targets))  # noqa: B023
                 for target in targets:
                     raw.setdefault(f"{target} {sequence}", {})[f"{number} {scanner}"] = values[target]
                 print(f"head {number}, scanner {scanner}, {sequence}: measured", flush=True)

@@ -11,7 +11,7 @@ from travelling_bars import CLASSICAL, Bar
 from mmh_bids.evaluation.bootstrap import mean_interval, ratio_interval
 
 Cases = Mapping[str, Mapping[str, Mapping[str, float]]]
-METHODS = ("none", *CLASSICAL, "stage 1", "stage 2", "truth")
+METHODS = ("none", *CLASSICAL, "stage 1", "one scan", "stage 2", "truth")
 ROWS = {
     "regional": "regional difference to the truth",
     "mae": "voxel MAE to the truth",
@@ -27,6 +27,9 @@ bootstrap intervals over heads of the means over scanners.
   app scales every image by its own brightest voxels.
 - stage 1: the unified look, which is not meant to come near; its Wasserstein-1 distance is what stage 2 is measured by.
 - The target's image of the head is the app's preprocessed scan of the same head on the target scanner.
+- stage 2: with the average person of each site known, as `mmh-train target` learns it, here from the preprocessed T2w
+  of these heads on the scanners that they come from (no truth, no scan of a target). one scan: the same without, as
+  for a scan of a site that nothing is known of. On T1w the two are one and the same.
 - The classical methods get the target's standards, learned from the same images as the looks.
 - The input is the preprocessed scan, noise and all; the truth has the gradient correlation that a perfect method gets.
 """

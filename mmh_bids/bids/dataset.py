@@ -15,7 +15,7 @@ from mmh_bids import __version__
 from mmh_bids.bids.derivatives import plain
 from mmh_bids.bids.names import natural_key
 from mmh_bids.bids.run import Run
-from mmh_bids.bids.tsv import present, read_tsv
+from mmh_bids.bids.tsv import cell, present, read_tsv, tsv_text
 from mmh_bids.errors import MmhError, UsageError
 from mmh_bids.files import atomic_write
 from mmh_bids.settings import Settings
@@ -132,7 +132,7 @@ def write_dataset_files(settings: Settings) -> None:
         _write_if_changed(output_dir / "README.md", README)
         _write_if_changed(output_dir / "participants.json", _json(PARTICIPANTS_JSON))
         rows = [(f"desc-{desc}", f"{text}. {_SLOPPY}" if sloppy else text) for desc, text in DESCRIPTIONS.items()]
-        _write_if_changed(output_dir / "descriptions.tsv", _tsv(("desc_id", "description"), rows))
+        _write_if_changed(output_dir / "descriptions.tsv", tsv_text(("desc_id", "description"), rows))
 
 
 def update_bidsignore(output_dir: Path) -> None:
@@ -192,7 +192,7 @@ def record_images(settings: Settings, statuses: Iterable[ImageStatus]) -> None:
             row = _image_row(status, settings.bids_dir)
             rows[row["image"]] = row
         ordered = sorted(rows.values(), key=lambda row: natural_key(row["image"]))
-        _write_if_changed(path, _tsv(_IMAGE_COLUMNS, ([row[name] for name in _IMAGE_COLUMNS] for row in ordered)))
+        _write_if_changed(path, tsv_text(_IMAGE_COLUMNS, ([row[name] for name in _IMAGE_COLUMNS] for row in ordered)))
         _write_if_changed(settings.output_dir / "participants.tsv", _participants_tsv(ordered))
 
 
@@ -208,7 +208,7 @@ def _image_row(status: ImageStatus, bids_dir: Path) -> dict[str, str]:
         status.status,
         status.message or run.reason,
     )
-    return dict(zip(_IMAGE_COLUMNS, map(_cell, cells), strict=True))
+    return dict(zip(_IMAGE_COLUMNS, map(cell, cells), strict=True))
 
 
 def _participants_tsv(images: Iterable[Mapping[str, str]]) -> str:
@@ -233,7 +233,7 @@ def _participants_tsv(images: Iterable[Mapping[str, str]]) -> str:
                 messages[0] if messages else "n/a",
             )
         )
-    return _tsv(("participant_id", "site", "status", "n_images", "message"), rows)
+    return tsv_text(("participant_id", "site", "status", "n_images", "message"), rows)
 
 
 def _participant_status(done: bool, failed: bool, excluded: bool) -> str:
@@ -280,14 +280,6 @@ def _relative(path: Path, start: Path) -> str:
 
 def _json(content: Mapping[str, Any]) -> str:
     return json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n"
-
-
-def _tsv(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    return "".join("\t".join(map(_cell, row)) + "\n" for row in [columns, *rows])
-
-
-def _cell(text: str | None) -> str:
-    return " ".join((text or "").split()) or "n/a"
 
 
 def _write_if_changed(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from mmh_bids import __version__
 from mmh_bids.bids.run import Run
-from mmh_bids.errors import UsageError
+from mmh_bids.errors import ImageError, UsageError
 from mmh_bids.files import atomic_write, extension
 
 TEMPLATE = "MNI152NLin2009aSym"
@@ -142,11 +142,36 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(extension(path)) + ".json")
 
 
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Fields of a JSON file that this program wrote beside a derivative; empty if it holds no object.
+
+    Raises
+    ------
+    ImageError
+        It is missing or cannot be read.
+
+    Examples
+    --------
+    >>> read_sidecar(Path("nowhere.json"))
+    Traceback (most recent call last):
+    mmh_bids.errors.ImageError: nowhere.json: no such file; run the participant level again
+    """
+    remedy = "run the participant level again"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file; {remedy}") from None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise ImageError(f"{path}: cannot be read ({reason}); delete it and {remedy}") from None
+    return content if isinstance(content, dict) else {}
+
+
 def harmonization_on_disk(paths: OutputPaths) -> dict[str, Any]:
     """The ``Harmonization`` object of the image's sidecar, or of one that was not kept; empty if there is none."""
     for path in (sidecar_path(paths.harmonized()), paths.excluded):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return dict(json.loads(path.read_text(encoding="utf-8"))["Harmonization"])
+        with contextlib.suppress(ImageError, ValueError, KeyError, TypeError):
+            return dict(read_sidecar(path)["Harmonization"])
     return {}
 
 

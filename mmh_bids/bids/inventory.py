@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmh_bids.bids.derivatives import OutputPaths, sidecar_path
+from mmh_bids.bids.derivatives import OutputPaths, read_sidecar, sidecar_path
 from mmh_bids.bids.names import natural_key, split_name
 from mmh_bids.bids.run import Run
 from mmh_bids.bids.tsv import present, read_tsv
@@ -93,17 +92,9 @@ def with_facts(image: OutputImage, output_dir: Path) -> OutputImage:
         path = sidecar_path(paths.harmonized())
     else:
         return image
-    remedy = "run the participant level again"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file; {remedy}") from None
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise ImageError(f"{path}: cannot be read ({reason}); delete it and {remedy}") from None
-    facts = content.get("Harmonization") if isinstance(content, dict) else None
+    facts = read_sidecar(path).get("Harmonization")
     if not isinstance(facts, dict) or not isinstance(facts.get("QC"), dict):
-        raise ImageError(f"{path}: has no Harmonization object with QC; delete it and {remedy}")
+        raise ImageError(f"{path}: has no Harmonization object with QC; delete it and run the participant level again")
     site = present(facts["Site"]) if "Site" in facts else image.run.site
     run = Run(
         image.run.path, image.run.sequence, image.run.entities, {}, site,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from mmh_bids.bids.run import Run
+from mmh_bids.bids.tsv import cell
 
 COLUMNS = ("file", "sequence", "session", "site", "site_from", "action", "reason")
 
@@ -26,12 +27,7 @@ def dry_run_table(runs: Iterable[Run], costs: Mapping[str, tuple[float | None, f
         if costs is not None:
             minutes, gb = costs.get(run.key, (None, None))
             cells[-1:-1] = [None if number is None else f"{number:.1f}" for number in (minutes, gb)]
-        rows.append([_cell(cell) for cell in cells])
+        rows.append(list(map(cell, cells)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("\t".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    lines = ("\t".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
     return "".join(line.rstrip() + "\n" for line in lines)
-
-
-def _cell(text: str | None) -> str:
-    """`text` without tabs and line breaks, which would shift the columns."""
-    return " ".join((text or "").split()) or "n/a"

@@ -1,8 +1,10 @@
-"""Read a BIDS ``.tsv`` table."""
+"""Read and write BIDS ``.tsv`` tables."""
 
 from __future__ import annotations
 
 import csv
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from mmh_bids.errors import UsageError
@@ -49,6 +51,30 @@ def read_tsv(path: Path, index: str) -> tuple[list[str], list[dict[str, str]]]:
             raise UsageError(f"{path}: line {number} has {len(line)} cells for {len(columns)} columns; correct it")
         rows.append(dict(zip(columns, line + [""] * (len(columns) - len(line)), strict=True)))
     return columns, rows
+
+
+def tsv_text(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table as text: names of the columns, then one line a row, cells by `cell`.
+
+    >>> tsv_text(["site", "n"], [["Genève", 3], [None, 0.5]])
+    'site\\tn\\nGenève\\t3\\nn/a\\t0.5\\n'
+    """
+    return "".join("\t".join(map(cell, row)) + "\n" for row in [columns, *rows])
+
+
+def cell(value: object) -> str:
+    """A value as a cell: six significant digits, ``n/a`` for what is missing, no tab or line break to shift cells.
+
+    >>> cell(0.123456789), cell(True), cell(None), cell(float("nan")), cell(" a\\tb ")
+    ('0.123457', 'true', 'n/a', 'n/a', 'a b')
+    """
+    if hasattr(value, "item"):
+        value = value.item()  # a number of NumPy's
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else "n/a"
+    return " ".join(str("" if value is None else value).split()) or "n/a"
 
 
 def present(value: object) -> str | None:

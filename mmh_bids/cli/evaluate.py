@@ -120,14 +120,14 @@ def methods_of(words: Sequence[str]) -> dict[str, Path]:
     >>> methods_of(["here=."])
     {'here': PosixPath('.')}
     """
-    from mmh_bids.evaluation.sources import CONTROLS
+    from mmh_bids.evaluation.sources import CONTROLS, MASK_ONLY
 
     found: dict[str, Path] = {}
     for word in words:
         name, equals, folder = word.partition("=")
         if not equals or not folder or not _NAME.fullmatch(name):
             raise UsageError(f"--methods {word}: give NAME=FOLDER, the name of letters, digits and ._+-")
-        if name in found or name in (*CONTROLS, "mask only"):
+        if name in found or name in (*CONTROLS, MASK_ONLY):
             why = "comes twice" if name in found else "is a control's name"
             raise UsageError(f"--methods {word}: {name} {why}; choose another name")
         if not Path(folder).is_dir():

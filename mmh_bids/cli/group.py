@@ -15,6 +15,7 @@ from mmh_bids.evaluation.group_distances import compare
 from mmh_bids.evaluation.group_gather import PROCESS_GB, gather
 from mmh_bids.evaluation.group_summary import summarize
 from mmh_bids.evaluation.group_table import GroupImage, write_table
+from mmh_bids.evaluation.pool import KILLED
 from mmh_bids.machine import available_gb
 from mmh_bids.settings import Settings
 
@@ -57,16 +58,23 @@ def _compare(settings: Settings, images: Sequence[OutputImage]) -> int:
     read = gather(images, settings.output_dir, processes(settings), logger.info)
     for key, problem in read.problems.items():
         logger.error("%s: left out: %s", key, problem)
+    failed = bool(read.problems)
     for sequence in settings.modalities:
         asked = [image.key for image in images if image.run.sequence == sequence]
         if asked:
             problems = {key: read.problems[key] for key in asked if key in read.problems}
-            write_sequence(settings, sequence, [i for i in read.images if i.source.run.sequence == sequence], problems)
-    return EXIT_SOME_FAILED if read.problems else EXIT_OK
+            own = [image for image in read.images if image.source.run.sequence == sequence]
+            failed |= not write_sequence(settings, sequence, own, problems)
+    return EXIT_SOME_FAILED if failed else EXIT_OK
 
 
-def write_sequence(settings: Settings, sequence: str, images: Sequence[GroupImage], problems: dict[str, str]) -> None:
-    """Table and page of one sequence; jobs that end at the same time write them in turn."""
+def write_sequence(settings: Settings, sequence: str, images: Sequence[GroupImage], problems: dict[str, str]) -> bool:
+    """Table and page of one sequence; jobs that end at the same time write them in turn.
+
+    Returns
+    -------
+    Whether all could be measured; the page says what could not.
+    """
     from mmh_bids.reports.group import headline, write_group_report
 
     compared = compare(images)
@@ -76,6 +84,10 @@ def write_sequence(settings: Settings, sequence: str, images: Sequence[GroupImag
         write_table(compared, table)
         write_group_report(table.with_suffix(".html"), sequence, compared, summary, problems)
     logger.info("%s: %s", table.with_suffix(".html").name, headline(compared, summary, problems))
+    lost = [answer for answer in summary.answers if answer.refusal == KILLED]
+    for answer in lost:
+        logger.error("%s: %s of %s %s: %s", sequence, answer.kind, answer.feature, answer.when, KILLED)
+    return not lost
 
 
 def processes(settings: Settings) -> int:

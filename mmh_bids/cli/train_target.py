@@ -39,6 +39,11 @@ def add_target(commands: argparse._SubParsersAction) -> None:
     )
     add("--allow-download", action="store_true", help="fetch BiomedCLIP from the Hugging Face hub")
     add("--no-transfer", action="store_true", help="style reconstruction only: needs no other site")
+    add(
+        "--no-sites",
+        action="store_true",
+        help="do not learn each site's average person: T2w in a site's look keep nothing of a person's own (light)",
+    )
     add("--steps", type=int, help="optimizer steps (default: 300 light, 30 epochs diffusion)")
     add("--learning-rate", type=float, help="at its top (default: 2e-3 light, 5e-7 diffusion)")
     add("--last", type=int, default=10, help="denoising steps that gradients flow through (diffusion)")
@@ -59,13 +64,15 @@ def _target(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise UsageError(f"training needs {error.name}: pip install 'mmh_bids[train]'") from None
 
-    values = {key: value for key, value in vars(options).items() if key not in ("run", "requeue", "no_transfer")}
+    ours = ("run", "requeue", "no_transfer", "no_sites")
+    values = {key: value for key, value in vars(options).items() if key not in ours}
     for key in ("images", "held_out"):
         values[key] = tuple(values[key])
     values |= {
         "name": options.name or options.output.name,
         "label": options.label or options.target_site,
         "transfer": not options.no_transfer,
+        "sites": not options.no_sites,
     }
     try:
         bundle = train_target(TargetRequest(**values))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmh_bids.evaluation.estimate import Estimate, bootstrap
-from mmh_bids.evaluation.matrix import CannotSayError
+from mmh_bids.evaluation.matrix import CannotSayError, mean_row
 
 
 def between_sites(rows: ArrayLike, sites: Sequence[Any], people: Sequence[Any], unit: float, seed: int = 0) -> Estimate:
@@ -147,7 +147,7 @@ def _site_distance(table: NDArray[np.float64], labels: NDArray[Any], people: NDA
     names = np.unique(labels)
     if names.size < 2:
         raise CannotSayError(f"needs two sites at least; there is {', '.join(names.tolist()) or 'none'}")
-    means = [_mean(table[labels == name]) for name in names]
+    means = [mean_row(table[labels == name]) for name in names]
     return float(np.mean([np.nanmean(np.abs(one - other)) for one, other in itertools.combinations(means, 2)]))
 
 
@@ -158,15 +158,9 @@ def _person_spread(table: NDArray[np.float64], labels: NDArray[Any], people: NDA
         if own.size < 2:
             continue
         part = table[labels == name]
-        means = np.array([_mean(part[index == place]) for place in range(own.size)])
-        total += np.nan_to_num(np.square(means - _mean(means))).sum(axis=0)
+        means = np.array([mean_row(part[index == place]) for place in range(own.size)])
+        total += np.nan_to_num(np.square(means - mean_row(means))).sum(axis=0)
         freedom += own.size - 1
     if not freedom:
         raise CannotSayError("no site has two people: how much people differ cannot be told")
     return float(np.sqrt((total / freedom).mean()))
-
-
-def _mean(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of rows without their gaps; NaN where there are only gaps."""
-    count = np.isfinite(table).sum(axis=0)
-    return np.where(count > 0, np.nansum(table, axis=0) / np.maximum(count, 1), np.nan)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmh_bids.evaluation.features import VOXEL_MM
+from mmh_bids.evaluation.placement import VOXEL_MM, Placed
 from mmh_bids.evaluation.smoothing import smooth_inside
+from mmh_bids.image.edges import gradient_magnitude, pearson
 
 #: Width of the blur that `detail` compares with, full width at half maximum, mm.
 COARSE_MM = 8.0
 #: Other people's inputs that an image is compared with.
 OTHERS = 4
-Placed = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +35,11 @@ class Edges:
 
     @classmethod
     def of(cls, image: Placed) -> Edges:
-        """Edges of values (X, Y, Z) in a brain (X, Y, Z) bool, of `features.on_grid`."""
+        """Edges of values (X, Y, Z) in a brain (X, Y, Z) bool, of `placement.on_grid`."""
         from scipy.ndimage import binary_erosion
 
         values, inside = image
-        total = np.zeros(values.shape, np.float32)
-        for axis in range(values.ndim):
-            total += np.square(np.gradient(values, axis=axis))
-        return cls(np.sqrt(total), binary_erosion(inside))
+        return cls(gradient_magnitude(values), binary_erosion(inside))
 
 
 def detail(image: Placed) -> float:
@@ -54,7 +51,7 @@ def detail(image: Placed) -> float:
     Parameters
     ----------
     image
-        (X, Y, Z) values and (X, Y, Z) bool, brain, of `features.on_grid`.
+        (X, Y, Z) values and (X, Y, Z) bool, brain, of `placement.on_grid`.
 
     Returns
     -------
@@ -103,10 +100,8 @@ def own_edges(after: Edges, before: Edges) -> float:
     both = after.inner & before.inner
     if not both.any():
         return 0.0
-    first, second = (one.strength[both].astype(np.float64) for one in (after, before))
-    first, second = first - first.mean(), second - second.mean()
-    size = float(np.sqrt((first @ first) * (second @ second)))
-    return float(first @ second) / size if size > 0 else 0.0
+    found = pearson(after.strength[both], before.strength[both])
+    return 0.0 if np.isnan(found) else found
 
 
 def own_share(after: Edges, before: Edges, others: Sequence[Edges]) -> float:

@@ -16,9 +16,10 @@ from mmh_bids.evaluation.effects import Effect, compare, find_effect
 from mmh_bids.evaluation.estimate import Estimate, mean_over_people
 from mmh_bids.evaluation.matrix import CannotSayError, LeakError, check_identities
 from mmh_bids.evaluation.probes import LINEAR, PERMUTATIONS, PROBES, probe_site
-from mmh_bids.evaluation.sample import Row, Sample, rows_that_cannot
+from mmh_bids.evaluation.sample import Row, Sample, row_that_cannot
 from mmh_bids.evaluation.scans import travelling_rows, volume_rows
-from mmh_bids.evaluation.sources import IDENTITY, PREPROCESSING
+from mmh_bids.evaluation.sources import CONTROLS, IDENTITY, MASK_ONLY, PREPROCESSING
+from mmh_bids.evaluation.target import target_rows
 from mmh_bids.evaluation.travelling import change_beyond_gain
 from mmh_bids.evaluation.verdicts import EffectChange, Facts, Flag, Ratio, flags_of, ranking
 
@@ -26,8 +27,6 @@ from mmh_bids.evaluation.verdicts import EffectChange, Facts, Flag, Ratio, flags
 MOST_EDGES = 60
 #: Mean share of a region that must be brain for it to tell people apart: what lies at the edge differs by the masks.
 CORE = 0.9
-#: The method of rows about brain masks alone.
-MASK_ONLY = "mask only"
 NULL = "low and high: null of shuffled labels"
 
 
@@ -95,6 +94,8 @@ def assess(samples: Mapping[str, Sample], sequence: str, options: Options) -> As
         edges, measured = _anatomy(sample, plain, sequence, options)
         effects, changed = _effects(sample, sequence, before, options)
         rows += probes + near + edges + effects
+        if name not in CONTROLS:
+            rows += target_rows(sample, plain, sequence, options.seed)
         ratio = travelled.ratios.get(name)
         facts[name] = replace(
             measured,
@@ -139,7 +140,7 @@ def _probe_rows(
             known.table(name), known.sites, known.people, options.seed, options.permutations, probes=probes
         )
     except CannotSayError as error:
-        return [rows_that_cannot(sample.method, sequence, measure, error)], None
+        return [row_that_cannot(sample.method, sequence, measure, error)], None
     rows = []
     for one in found:
         note = "; ".join(filter(None, (f"p = {one.p:.3g}", f"chance {1 / one.sites:.3g}", NULL, one.note)))
@@ -171,7 +172,7 @@ def _clusters(sample: Sample, sequence: str, options: Options) -> list[Row]:
                 else:
                     found = clustering.by_subject(sample.table(name), sample.people, *how)
             except CannotSayError as error:
-                rows.append(rows_that_cannot(sample.method, sequence, measure, error))
+                rows.append(row_that_cannot(sample.method, sequence, measure, error))
                 continue
             note = f"p = {found.p:.3g}; {NULL}"
             rows.append(
@@ -200,7 +201,7 @@ def _alignment(sample: Sample, plain: Sample, sequence: str, options: Options) -
         try:
             rows.append(Row.of(method, sequence, measure, ask()))
         except CannotSayError as error:
-            rows.append(rows_that_cannot(method, sequence, measure, error))
+            rows.append(row_that_cannot(method, sequence, measure, error))
     own, other = known.common(plain)
     try:
         found = site_ratio(
@@ -213,7 +214,7 @@ def _alignment(sample: Sample, plain: Sample, sequence: str, options: Options) -
         ratio = Ratio(found.value, found.low, found.high)
         rows.append(Row.of(method, sequence, "sites.regions.ratio", found))
     except CannotSayError as error:
-        rows.append(rows_that_cannot(method, sequence, "sites.regions.ratio", error))
+        rows.append(row_that_cannot(method, sequence, "sites.regions.ratio", error))
     own, other = sample.common(plain)
     try:
         spread = [
@@ -223,7 +224,7 @@ def _alignment(sample: Sample, plain: Sample, sequence: str, options: Options) -
         people = spread[0] / spread[1] if spread[1] > 0 else float("nan")
         rows.append(Row(method, sequence, "people.regions.ratio", people, n=len(own.sources)))
     except CannotSayError as error:
-        rows.append(rows_that_cannot(method, sequence, "people.regions.ratio", error))
+        rows.append(row_that_cannot(method, sequence, "people.regions.ratio", error))
     return rows, ratio, people
 
 
@@ -232,7 +233,7 @@ def _anatomy(sample: Sample, plain: Sample, sequence: str, options: Options) -> 
     own, before = sample.common(plain)
     if not own.sources:
         missing = CannotSayError("no image has both this method and preprocessing")
-        return [rows_that_cannot(sample.method, sequence, "change", missing)], Facts()
+        return [row_that_cannot(sample.method, sequence, "change", missing)], Facts()
     chosen = np.unique(np.linspace(0, len(own.sources) - 1, MOST_EDGES).round().astype(int))
     names = ("change", "sharpness.ratio", "edges.own", "edges.own share")
     found: dict[str, list[float]] = {name: [] for name in names}
@@ -256,7 +257,7 @@ def _anatomy(sample: Sample, plain: Sample, sequence: str, options: Options) -> 
             rows.append(Row.of(sample.method, sequence, name, estimate))
         else:
             cannot = CannotSayError("needs images of two people at least")
-            rows.append(rows_that_cannot(sample.method, sequence, name, cannot))
+            rows.append(row_that_cannot(sample.method, sequence, name, cannot))
     change, sharpness, _, share = (_median(found[name]) for name in names)
     return rows, Facts(change=change, sharpness=sharpness, own_share=share)
 
@@ -276,7 +277,7 @@ def _effects(
     for name, old in before.items():
         found = _effect(sample, name, options)
         if isinstance(found, CannotSayError):
-            rows.append(rows_that_cannot(sample.method, sequence, f"effect.{name}", found))
+            rows.append(row_that_cannot(sample.method, sequence, f"effect.{name}", found))
             continue
         missing = f"{found.missing} without a value" if found.missing else ""
         kind = "correlation" if found.kind == "number" else "AUC"

@@ -19,15 +19,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmh_bids.errors import ImageError
+from mmh_bids.evaluation.placement import (
+    AFFINE,
+    SHAPE,
+    VOXEL_MM,
+    Image,
+    Placed,
+    data_of,
+    mask_on,
+    matrix_of,
+    on_grid,
+)
 from mmh_bids.files import atomic_path
-from mmh_bids.image.grid import MODEL_AFFINE, MODEL_SHAPE, antialias, bounding_box, box_affine, resample
+from mmh_bids.image.edges import gradient_magnitude
+from mmh_bids.image.grid import antialias, resample
 from mmh_bids.image.intensity import N_QUANTILES, quantile_function, robust_scale
 from mmh_bids.image.tissue import CLASSES, segment
 
-#: Edge of a voxel of the grid, millimetres; a voxel is a box of the model grid's.
-VOXEL_MM = 2.0
-SHAPE = tuple(size // 2 for size in MODEL_SHAPE)
-AFFINE = MODEL_AFFINE @ np.array([[2.0, 0, 0, 0.5], [0, 2.0, 0, 0.5], [0, 0, 2.0, 0.5], [0, 0, 0, 1.0]])
 #: Edge of a region, voxels (16 mm), and the share of it that must be brain.
 REGION_VOXELS = 8
 LEAST_BRAIN = 1 / 3
@@ -37,9 +45,6 @@ FORMAT_VERSION = 1
 OWN_SCALE = "scaled by its own 99.9th percentile"
 _VERSION_KEY = "format_version"
 _REMEDY = "delete it, and it is made again"
-
-#: A file, or what is in it: data (X, Y, Z) and RAS+ affine (4, 4).
-Image = str | os.PathLike[str] | tuple[NDArray[Any], NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,63 +81,6 @@ class ImageFeatures:
     note: str = ""
 
 
-def on_grid(
-    image: Image, mask: Image | NDArray[np.bool_], xfm: str | os.PathLike[str] | NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Bring an image's brain to the grid of 2 mm.
-
-    What lies outside the brain has no weight: an image with a skull and one without give the same.
-
-    Parameters
-    ----------
-    image
-        File, or data and affine; any units.
-    mask
-        File, data and affine, or (X, Y, Z) bool on the image's grid. One of another grid is resampled.
-    xfm
-        ITK transform file ``from-T1w_to-MNI152NLin2009aSym``, or the (4, 4) RAS+ map from the template's world to the
-        image's that is in it (`image.registration.read_matrix`).
-
-    Returns
-    -------
-    values
-        (72, 92, 92) float32 in the image's units, zero outside the brain.
-    inside
-        (72, 92, 92) bool: brain.
-
-    Raises
-    ------
-    ImageError
-        A file cannot be read, or no brain lies on the grid.
-
-    Examples
-    --------
-    >>> data, affine = np.full((40, 40, 40), 7.0), np.diag([4.0, 4.0, 4.0, 1.0])
-    >>> affine[:3, 3] = -80
-    >>> values, inside = on_grid((data, affine), data > 0, np.eye(4))
-    >>> values.shape, float(values[inside].min()), float(values.max())
-    ((72, 92, 92), 7.0, 7.0)
-    """
-    data, affine = _data_of(image)
-    inside_own = _mask_on(mask, data.shape, affine)
-    matrix = _matrix_of(xfm)
-    name = f"{os.fspath(image)}: " if not isinstance(image, tuple) else ""
-    if not inside_own.any():
-        raise ImageError(f"{name}its brain mask is empty; give the derivatives that belong to it")
-    box = bounding_box(inside_own, margin=2)
-    brain, part = inside_own[box], box_affine(affine, box)
-    # the map scales, too: how fine a voxel is counts in the template
-    fine = np.linalg.inv(matrix) @ part
-    soft = resample(antialias(brain.astype(np.float32), fine, AFFINE), part, SHAPE, AFFINE, matrix)
-    total = resample(antialias(np.where(brain, data[box], 0), fine, AFFINE), part, SHAPE, AFFINE, matrix)
-    inside = soft > 0.5
-    if not inside.any():
-        raise ImageError(f"{name}no brain in the template's space; check its transform")
-    values = np.zeros(SHAPE, np.float32)
-    values[inside] = total[inside] / soft[inside]
-    return values, inside
-
-
 def features_of(
     values: NDArray[np.float32],
     inside: NDArray[np.bool_],
@@ -146,7 +94,7 @@ def features_of(
     Parameters
     ----------
     values, inside
-        (72, 92, 92) of `on_grid`, intensities scaled so that 1 is the bright end.
+        (72, 92, 92) of `placement.on_grid`, intensities scaled so that 1 is the bright end.
     sequence
         ``"T1w"`` or ``"T2w"``.
     with_style
@@ -203,7 +151,7 @@ def features_of_file(
     Parameters
     ----------
     image, mask, xfm
-        See `on_grid`.
+        See `placement.on_grid`.
     sequence, with_style
         See `features_of`.
     upper
@@ -216,17 +164,54 @@ def features_of_file(
         With the file's name: it cannot be read, or has no brain or no contrast there.
     """
     name = f"{os.fspath(image)}: " if not isinstance(image, tuple) else ""
-    data, affine = _data_of(image)
-    inside = _mask_on(mask, data.shape, affine)
-    matrix = _matrix_of(xfm)
+    data, affine = data_of(image)
+    inside = mask_on(mask, data.shape, affine)
+    matrix = matrix_of(xfm)
     try:
-        low, high = (0.0, upper) if upper else robust_scale(data[inside])
-        values, brain = on_grid((data, affine), inside, matrix)
+        return measure_brain((data, affine), inside, matrix, sequence, upper, with_style)[0]
     except ImageError as error:
         raise ImageError(f"{name}{error}") from None
+
+
+def measure_brain(
+    image: tuple[NDArray[Any], NDArray[np.float64]],
+    inside: NDArray[np.bool_],
+    matrix: NDArray[np.float64],
+    sequence: str,
+    upper: float | None = None,
+    with_style: bool = False,
+) -> tuple[ImageFeatures, Placed]:
+    """Scale, bring to the grid and measure an image that was read.
+
+    Parameters
+    ----------
+    image
+        Data (X, Y, Z) and RAS+ affine (4, 4).
+    inside
+        (X, Y, Z) bool, brain.
+    matrix
+        (4, 4) RAS+ map from the template's world to the image's.
+    sequence, upper, with_style
+        See `features_of_file`.
+
+    Returns
+    -------
+    features
+        Of the brain on the grid.
+    placed
+        The brain on the grid, scaled so that 1 is the bright end.
+
+    Raises
+    ------
+    ImageError
+        No brain, or no contrast in it.
+    """
+    low, high = (0.0, upper) if upper else robust_scale(image[0][inside])
+    values, brain = on_grid(image, inside, matrix)
     values = np.where(brain, (values - np.float32(low)) / np.float32(high - low), 0).astype(np.float32)
     voxel_ml = VOXEL_MM**3 / 1000 * abs(float(np.linalg.det(matrix[:3, :3])))
-    return features_of(values, brain, sequence, with_style, voxel_ml, "" if upper else OWN_SCALE)
+    note = "" if upper else OWN_SCALE
+    return features_of(values, brain, sequence, with_style, voxel_ml, note), (values, brain)
 
 
 def output_scale(sidecar: Mapping[str, Any]) -> float | None:
@@ -338,10 +323,8 @@ def _sharpness(values: NDArray[np.float32], inside: NDArray[np.bool_]) -> float:
     inner = binary_erosion(inside)
     inner = inner if inner.any() else inside
     spread = float(values[inner].std(dtype=np.float64))
-    total = np.zeros(int(inner.sum()), np.float64)
-    for axis in range(values.ndim):
-        total += np.square(np.gradient(values, VOXEL_MM, axis=axis)[inner])
-    return float(np.sqrt(total).mean()) / spread if spread > 0 else 0.0
+    steep = float(gradient_magnitude(values, np.float64)[inner].mean()) / VOXEL_MM
+    return steep / spread if spread > 0 else 0.0
 
 
 @lru_cache(maxsize=1)
@@ -356,33 +339,3 @@ def _style(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
     with torch.no_grad():
         return _encoder()(torch.from_numpy(values)[None, None], voxel_mm=VOXEL_MM)[0].numpy()
-
-
-def _data_of(image: Image) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    if isinstance(image, tuple):
-        data, affine = image
-        return np.asarray(data), np.asarray(affine, np.float64)
-    from mmh_bids.image.volume import read_image
-
-    read = read_image(Path(image))
-    return np.asanyarray(read.dataobj), np.asarray(read.affine, np.float64)
-
-
-def _mask_on(mask: Image | NDArray[np.bool_], shape: tuple[int, ...], affine: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The mask on a grid, resampled where it has another."""
-    if isinstance(mask, np.ndarray):
-        if mask.shape != shape:
-            raise ValueError(f"mask {mask.shape} and image {shape} must have one shape")
-        return mask.astype(bool)
-    data, own = _data_of(mask)
-    if data.shape == shape and np.allclose(own, affine, atol=1e-3):
-        return data > 0
-    return resample((data > 0).astype(np.float32), own, shape, affine) > 0.5
-
-
-def _matrix_of(xfm: str | os.PathLike[str] | NDArray[np.float64]) -> NDArray[np.float64]:
-    if isinstance(xfm, np.ndarray):
-        return xfm
-    from mmh_bids.image.registration import read_matrix
-
-    return read_matrix(os.fspath(xfm))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from mmh_bids.errors import ImageError
 from mmh_bids.evaluation.features import ImageFeatures
 from mmh_bids.evaluation.group_table import GroupImage
 from mmh_bids.evaluation.measured import image_features, kept_features
+from mmh_bids.evaluation.pool import KILLED, in_processes
 
 #: Memory of a process that measures an image of 1 mm, GB.
 PROCESS_GB = 0.6
@@ -78,30 +76,9 @@ def _measure(
     images: Sequence[OutputImage], output_dir: Path, processes: int
 ) -> Iterator[tuple[str, dict[str, ImageFeatures] | ImageError]]:
     """Features, or what went wrong, of each image as it is ready."""
-    if processes < 2 or len(images) < 2:
-        for image in images:
-            yield image.key, _measured(OutputPaths(output_dir, image.run))
-        return
-    # spawned: a fork would copy whatever threads of the libraries hold
-    pool = ProcessPoolExecutor(min(processes, len(images)), mp_context=multiprocessing.get_context("spawn"))
-    try:
-        waiting: dict[Future, OutputImage] = {
-            pool.submit(_measured, OutputPaths(output_dir, image.run)): image for image in images
-        }
-        for future in as_completed(waiting):
-            image = waiting[future]
-            try:
-                yield image.key, future.result()
-            except BrokenProcessPool:
-                yield (
-                    image.key,
-                    ImageError(
-                        f"{OutputPaths(output_dir, image.run).harmonized()}: a process that measured images was "
-                        "killed, most likely for lack of memory; run again with a smaller --nprocs"
-                    ),
-                )
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    paths = [OutputPaths(output_dir, image.run) for image in images]
+    for place, found in in_processes(_measured, paths, processes):
+        yield images[place].key, ImageError(f"{paths[place].harmonized()}: {KILLED}") if found is None else found
 
 
 def _measured(paths: OutputPaths) -> dict[str, ImageFeatures] | ImageError:

@@ -6,9 +6,7 @@ sizes that bound the group level's cost: a few hundred images, drawn by person, 
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +15,15 @@ from numpy.typing import NDArray
 from mmh_bids.evaluation.clustering import Silhouette, by_site, by_subject
 from mmh_bids.evaluation.group_table import GroupImage, stacked
 from mmh_bids.evaluation.matrix import COMPONENTS, CannotSayError, LeakError, check_identities, principal
+from mmh_bids.evaluation.measured import AFTER, BEFORE
+from mmh_bids.evaluation.pool import KILLED, in_processes
 from mmh_bids.evaluation.probes import PROBES, ProbeResult, probe_site, usable_sites
 
 #: Most images that probes are trained on; more add time, and next to nothing to the answer.
 MOST_IMAGES = 400
 #: Shuffled labels a probe. After: the fewest that give three probes together an interval of 95 %, as the verdict is
 #: taken there. Before is only what to compare with: the fewest for an interval of 95 % of each probe by itself.
-PERMUTATIONS = {"before": 39, "after": 119}
+PERMUTATIONS = {BEFORE: 39, AFTER: 119}
 SILHOUETTE_PERMUTATIONS = 200
 #: Images for each principal component that probes see.
 IMAGES_A_COMPONENT = 5
@@ -85,7 +85,7 @@ def ask(images: Sequence[GroupImage], seed: int = 0, processes: int = 1) -> list
     seed
         Of the people drawn, splits and shuffling.
     processes
-        At a time; the answers do not depend on it.
+        At a time; the answers do not depend on it. One that is killed is an answer that says so (`pool.KILLED`).
 
     Returns
     -------
@@ -97,19 +97,23 @@ def ask(images: Sequence[GroupImage], seed: int = 0, processes: int = 1) -> list
     keep = sample_people([image.person for image in known], MOST_IMAGES, seed)
     chosen = [image for image, kept in zip(known, keep, strict=True) if kept]
     questions = list(_questions(chosen, seed))
-    if processes < 2 or len({image.site for image in chosen}) < 2:
-        return [answer(question) for question in questions]
-    with ProcessPoolExecutor(min(processes, len(questions)), multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(answer, questions))
+    if len({image.site for image in chosen}) < 2:
+        processes = 1  # each will say at once that it cannot say
+    found = {
+        place: answered or Answer(asked.kind, asked.feature, asked.when, refusal=KILLED)
+        for place, answered in in_processes(answer, questions, processes)
+        for asked in [questions[place]]
+    }
+    return [found[place] for place in sorted(found)]
 
 
 def _questions(images: Sequence[GroupImage], seed: int):
     sites = tuple(image.site or "" for image in images)
     people = tuple(image.person for image in images)
     for kind, feature, when in (
-        ("probe", "regions", "before"), ("probe", "regions", "after"), ("probe", "quantiles", "before"),
-        ("probe", "quantiles", "after"), ("probe", "brain_share", "after"), ("sites", "regions", "before"),
-        ("sites", "regions", "after"), ("people", "regions", "before"), ("people", "regions", "after"),
+        ("probe", "regions", BEFORE), ("probe", "regions", AFTER), ("probe", "quantiles", BEFORE),
+        ("probe", "quantiles", AFTER), ("probe", "brain_share", AFTER), ("sites", "regions", BEFORE),
+        ("sites", "regions", AFTER), ("people", "regions", BEFORE), ("people", "regions", AFTER),
     ):  # fmt: skip
         yield Question(kind, feature, when, stacked(images, when, feature), sites, people, seed)
 
@@ -141,7 +145,7 @@ def leak(images: Sequence[GroupImage]) -> str:
     if not measured:
         return ""
     try:
-        check_identities(stacked(measured, "before", "regions"), [image.person for image in measured])
+        check_identities(stacked(measured, BEFORE, "regions"), [image.person for image in measured])
     except LeakError as error:
         return str(error).partition(";")[0]
     return ""

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmh_bids.evaluation.bootstrap import ratio_interval
+from mmh_bids.evaluation.estimate import person_means
 from mmh_bids.evaluation.group_distances import contrast_unit
 from mmh_bids.evaluation.group_table import WHEN, GroupImage, number_of, stacked
 from mmh_bids.evaluation.matrix import CannotSayError
+from mmh_bids.evaluation.travelling import Pair, find_pairs
 
 #: Fewer people give no interval that means anything.
 LEAST_PEOPLE = 4
@@ -150,20 +151,21 @@ def travellers(images: Sequence[GroupImage]) -> list[Traveller]:
         Nobody was scanned at two sites.
     """
     own = defaultdict(list)
-    for place, image in enumerate(images):
-        if image.site:
-            own[image.person].append(place)
-    chosen = {who: places for who, places in own.items() if len({images[place].site for place in places}) > 1}
+    for pair in find_pairs([image.person for image in images], [image.site or None for image in images]):
+        own[pair.person].append(pair)
+    chosen = {who: pairs for who, pairs in own.items() if any(pair.kind == "between" for pair in pairs)}
     if not chosen:
         raise CannotSayError("nobody was scanned at two sites")
     regions = {when: stacked(images, when, "regions") / contrast_unit(images, when) for when in WHEN}
     found = []
-    for who, places in chosen.items():
-        apart = {True: [], False: []}  # type: dict[bool, list[tuple[int, int]]]
-        for first, second in combinations(places, 2):
-            apart[images[first].site != images[second].site].append((first, second))
-        values = [_mean_difference(regions[when], apart[other]) for other in (True, False) for when in WHEN]
-        found.append(Traveller(who, tuple(sorted({str(images[place].site) for place in places})), *values))
+    for who, pairs in chosen.items():
+        sites = {str(images[place].site) for pair in pairs for place in (pair.first, pair.second)}
+        values = [
+            _mean_difference(regions[when], [pair for pair in pairs if pair.kind == kind])
+            for kind in ("between", "rescan")
+            for when in WHEN
+        ]
+        found.append(Traveller(who, tuple(sorted(sites)), *values))
     return found
 
 
@@ -172,19 +174,20 @@ def travelling_change(found: Sequence[Traveller]) -> Change:
     return _change(np.array([[one.before, one.after] for one in found]), [one.person for one in found])
 
 
-def _mean_difference(regions: NDArray[np.float64], pairs: Sequence[tuple[int, int]]) -> float:
+def _mean_difference(regions: NDArray[np.float64], pairs: Sequence[Pair]) -> float:
     if not pairs:
         return float("nan")
-    return float(np.mean([np.nanmean(np.abs(regions[first] - regions[second])) for first, second in pairs]))
+    return float(np.mean([np.nanmean(np.abs(regions[pair.first] - regions[pair.second])) for pair in pairs]))
 
 
 def _change(values: NDArray[np.float64], people: Sequence[str]) -> Change:
-    """Mean over people of rows (before, after); of each person's images first."""
-    rows = defaultdict(list)
-    for row, person in zip(values, people, strict=True):
-        rows[person].append(row)
-    before, after = np.array([np.mean(rows[person], axis=0) for person in sorted(rows)]).T
+    """Mean over people of rows (before, after), of each person's images first; rows with a gap are left out."""
     low = high = float("nan")
+    known = np.isfinite(values).all(axis=1)
+    if not known.any():  # no image has three classes, so that there is no unit
+        return Change(low, low, low, low, len(set(people)))
+    whose = [people[place] for place in np.flatnonzero(known).tolist()]
+    before, after = (person_means(column, whose)[1] for column in values[known].T)
     if before.size >= LEAST_PEOPLE and (before > 0).all():
         low, high = ratio_interval(after, before)
     return Change(float(before.mean()), float(after.mean()), low, high, before.size)

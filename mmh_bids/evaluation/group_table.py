@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from mmh_bids.bids.derivatives import write_json
 from mmh_bids.bids.inventory import OutputImage
+from mmh_bids.bids.tsv import tsv_text
 from mmh_bids.evaluation.features import ImageFeatures
+from mmh_bids.evaluation.measured import AFTER, BEFORE
 from mmh_bids.files import atomic_write
 from mmh_bids.image.tissue import CLASSES
 from mmh_bids.reports.flags import QUANTITIES, flags
 
-WHEN = ("before", "after")
-_WHEN_WORDS = {"before": "of the preprocessed image", "after": "of the harmonized image"}
+WHEN = (BEFORE, AFTER)
+_WHEN_WORDS = {BEFORE: "of the preprocessed image", AFTER: "of the harmonized image"}
 _CONTRAST = "in units of the median white-grey difference of all these images"
 
 
@@ -48,7 +50,7 @@ class GroupImage:
 
     @property
     def done(self) -> bool:
-        """Whether it was harmonized, and measured."""
+        """Whether it was harmonized."""
         return self.source.status == "done"
 
     @property
@@ -117,27 +119,12 @@ def columns() -> tuple[Column, ...]:
 def write_table(images: Sequence[GroupImage], path: Path) -> Path:
     """Write ``group_<sequence>.tsv`` and the JSON file beside it; numbers with six digits, ``n/a`` for what is missing.
 
-    The same bytes for the same images. `read_table` of pandas needs no more than
-    ``pandas.read_csv(path, sep="\\t", na_values="n/a", dtype={"site": str})``.
+    The same bytes for the same images. How to read it with pandas is in docs/group-report.md.
     """
     known = columns()
-    lines = [[column.name for column in known]]
-    lines += [[cell(column.value(image)) for column in known] for image in images]
+    rows = [[column.value(image) for column in known] for image in images]
     write_json(path.with_suffix(".json"), {column.name: column.to_json() for column in known})
-    return atomic_write(path, "".join("\t".join(line) + "\n" for line in lines))
-
-
-def cell(value: Any) -> str:
-    """A value as a cell of the table.
-
-    >>> cell(0.123456789), cell(True), cell(None), cell(float("nan")), cell(" a\\tb ")
-    ('0.123457', 'true', 'n/a', 'n/a', 'a b')
-    """
-    if isinstance(value, bool | np.bool_):
-        return "true" if value else "false"
-    if isinstance(value, float | np.floating):
-        return f"{value:.6g}" if math.isfinite(value) else "n/a"
-    return " ".join(str("" if value is None else value).split()) or "n/a"
+    return atomic_write(path, tsv_text([column.name for column in known], rows))
 
 
 def number_of(image: GroupImage, name: str) -> float:
@@ -206,7 +193,7 @@ def _tissue() -> list[Column]:
 
     made = []
     for when in WHEN:
-        scale = "1 is its own 99.9th percentile" if when == "before" else "1 is the upper end of its OutputScale"
+        scale = "1 is its own 99.9th percentile" if when == BEFORE else "1 is the upper end of its OutputScale"
         for place, name in enumerate(CLASSES):
             made.append(Column(
                 f"{name.lower()}_mean_{when}", f"Mean intensity of {name} by three classes, {_WHEN_WORDS[when]}",

@@ -51,6 +51,16 @@ def complete(features: ArrayLike) -> NDArray[np.float64]:
     return table
 
 
+def mean_row(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of the rows of (N, F) without their gaps, (F,); NaN where there are only gaps.
+
+    >>> mean_row(np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]]))
+    array([ 2.,  5., nan])
+    """
+    count = np.isfinite(table).sum(axis=0)
+    return np.where(count > 0, np.nansum(table, axis=0) / np.maximum(count, 1), np.nan)
+
+
 def principal(features: ArrayLike, components: int = COMPONENTS) -> NDArray[np.float64]:
     """Principal components of features (N, F), most important first: (N, K), K at most `components`, N - 1 and F.
 
@@ -63,12 +73,13 @@ def principal(features: ArrayLike, components: int = COMPONENTS) -> NDArray[np.f
     >>> principal(line).shape, np.round(np.abs(principal(line)[:, 0]), 6).tolist()
     ((4, 1), [7.5, 2.5, 2.5, 7.5])
     """
-    table = complete(features)
-    centred = table - table.mean(axis=0)
-    vectors, sizes, _ = np.linalg.svd(centred, full_matrices=False)
-    keep = min(components, int((sizes > 1e-9 * sizes[0]).sum()))
+    from sklearn.decomposition import PCA
+
+    found = PCA(svd_solver="full")
+    scores = found.fit_transform(complete(features))
+    keep = min(components, int((found.singular_values_ > 1e-9 * found.singular_values_[0]).sum()))
     # the sign of a component is the library's choice: the largest value is made positive
-    scores = vectors[:, :keep] * sizes[:keep]
+    scores = scores[:, :keep]
     return scores * np.sign(scores[np.abs(scores).argmax(axis=0), np.arange(keep)])
 
 

@@ -7,26 +7,18 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmh_bids.errors import ImageError
-from mmh_bids.evaluation.anatomy import Placed
-from mmh_bids.evaluation.features import (
-    OWN_SCALE,
-    SHAPE,
-    VOXEL_MM,
-    ImageFeatures,
-    features_of,
-    load_features,
-    on_grid,
-    save_features,
-)
+from mmh_bids.evaluation.features import ImageFeatures, load_features, measure_brain, save_features
+from mmh_bids.evaluation.placement import SHAPE, Placed, data_of, mask_on, matrix_of
+from mmh_bids.evaluation.pool import KILLED, in_processes
 from mmh_bids.evaluation.smoothing import smooth_inside
 from mmh_bids.evaluation.sources import Entry, Source
 from mmh_bids.files import atomic_path
-from mmh_bids.image.intensity import robust_scale
 
 _NAME = "image"
 
@@ -47,9 +39,6 @@ def measure(task: Task) -> list[str]:
     The mask and the transform are read once, each image once. What is written: features (`features.save_features`), and
     beside them the image's brain on the grid of 2 mm, about a megabyte.
     """
-    from mmh_bids.image.registration import read_matrix
-    from mmh_bids.image.volume import read_image
-
     source, problems = task.source, []
     mask = matrix = None
     for entry in task.entries:
@@ -58,9 +47,8 @@ def measure(task: Task) -> list[str]:
             if path.is_file() and _grid_path(path).is_file():
                 continue
             if mask is None or matrix is None:
-                matrix = read_matrix(str(source.xfm))
-                read = read_image(source.mask)
-                mask = np.asanyarray(read.dataobj) > 0, read.affine
+                matrix = matrix_of(source.xfm)
+                mask = data_of(source.mask)
             _measure_one(entry, source, path, mask, matrix, task.with_style)
         except ImageError as error:
             text = str(error)
@@ -74,28 +62,19 @@ def _measure_one(
     entry: Entry,
     source: Source,
     path: Path,
-    mask: tuple[NDArray[np.bool_], NDArray[np.float64]],
+    mask: tuple[NDArray[Any], NDArray[np.float64]],
     matrix: NDArray[np.float64],
     with_style: bool,
 ) -> None:
-    from mmh_bids.image.grid import resample
-    from mmh_bids.image.volume import read_image
-
-    read = read_image(entry.path)
-    data, affine = np.asanyarray(read.dataobj), np.asarray(read.affine, np.float64)
-    inside, own = mask
-    if data.shape != inside.shape or not np.allclose(affine, own, atol=1e-3):
-        inside = resample(inside.astype(np.float32), own, data.shape, affine) > 0.5
+    data, affine = data_of(entry.path)
+    inside = mask_on(mask, data.shape, affine)
     if not inside.any():
         raise ImageError(f"{entry.path}: does not lie where its brain mask {source.mask.name} does")
     if entry.fwhm:
         data = smooth_inside(data, inside, entry.fwhm, np.linalg.norm(affine[:3, :3], axis=0))
-    low, high = (0.0, entry.upper) if entry.upper else robust_scale(data[inside])
-    values, brain = on_grid((data, affine), inside, matrix)
-    values = np.where(brain, (values - np.float32(low)) / np.float32(high - low), 0).astype(np.float32)
-    voxel_ml = VOXEL_MM**3 / 1000 * abs(float(np.linalg.det(matrix[:3, :3])))
-    note = "" if entry.upper else OWN_SCALE
-    features = features_of(values, brain, source.run.sequence, with_style, voxel_ml, note)
+    features, (values, brain) = measure_brain(
+        (data, affine), inside, matrix, source.run.sequence, entry.upper, with_style
+    )
     with atomic_path(_grid_path(path)) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, values=values[brain], inside=np.packbits(brain))
     # last: a file of features says that all is there
@@ -133,17 +112,10 @@ def _grid_path(path: Path) -> Path:
 def measure_all(tasks: Sequence[Task], nprocs: int) -> list[str]:
     """Measure all tasks, in `nprocs` processes; problems in the tasks' order.
 
-    Memory is that of one image a process. A process that is killed is an ImageError that says so.
+    Memory is that of one image a process. A process that is killed costs the images of its source, with a line.
     """
-    if nprocs == 1 or len(tasks) < 2:
-        return [line for task in tasks for line in measure(task)]
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
-
-    try:
-        # new interpreters: a fork would copy locks of threads that libraries may have started
-        with ProcessPoolExecutor(min(nprocs, len(tasks)), mp_context=get_context("spawn")) as pool:
-            return [line for lines in pool.map(measure, tasks) for line in lines]
-    except BrokenProcessPool:
-        raise ImageError("a process was killed, most likely for want of memory; give fewer with --nprocs") from None
+    problems = {
+        place: [f"{tasks[place].source.run.path}: {KILLED}"] if lines is None else lines
+        for place, lines in in_processes(measure, tasks, nprocs)
+    }
+    return [line for place in sorted(problems) for line in problems[place]]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-from mmh_bids.bids.derivatives import OutputPaths, sidecar_path
+from mmh_bids.bids.derivatives import OutputPaths, read_sidecar, sidecar_path
 from mmh_bids.errors import ImageError
 from mmh_bids.evaluation.features import (
     ImageFeatures,
@@ -35,7 +32,7 @@ def measure_features(paths: OutputPaths) -> dict[str, ImageFeatures]:
     for path in needed:
         if not path.is_file():
             raise ImageError(f"{path}: no such file; run the participant level again")
-    upper = output_scale(_read_json(sidecar_path(harmonized)))
+    upper = output_scale(read_sidecar(sidecar_path(harmonized)))
     return {
         name: features_of_file(image, paths.brain_mask, paths.transform(), sequence, scale)
         for name, image, scale in ((BEFORE, paths.preproc, None), (AFTER, harmonized, upper))
@@ -71,12 +68,3 @@ def image_features(paths: OutputPaths) -> dict[str, ImageFeatures]:
         found = measure_features(paths)
         save_features(paths.features, found)
     return found
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be read ({' '.join(str(error).split())[:80]}); delete it and "
-                         "run the participant level again") from None  # fmt: skip
-    return content if isinstance(content, dict) else {}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmh_bids.errors import ImageError
-from mmh_bids.evaluation.anatomy import Placed
 from mmh_bids.evaluation.estimate import Estimate
 from mmh_bids.evaluation.features import ImageFeatures
 from mmh_bids.evaluation.matrix import CannotSayError
 from mmh_bids.evaluation.measure import kept_features, kept_grid
+from mmh_bids.evaluation.placement import Placed
 from mmh_bids.evaluation.sources import Source
 from mmh_bids.evaluation.travelling import Units, pooled_units
 
@@ -38,10 +38,10 @@ class Row:
         return cls(method, sequence, measure, estimate.value, estimate.low, estimate.high, estimate.people, note)
 
 
-def rows_that_cannot(method: str, sequence: str, measure: str, error: Exception) -> Row:
+def row_that_cannot(method: str, sequence: str, measure: str, error: Exception) -> Row:
     """The row of a measure that the data cannot support.
 
-    >>> rows_that_cannot("none", "T1w", "probe.mask", CannotSayError("one site")).note
+    >>> row_that_cannot("none", "T1w", "probe.mask", CannotSayError("one site")).note
     'cannot say: one site'
     """
     return Row(method, sequence, measure, float("nan"), note=f"cannot say: {error}")
@@ -59,6 +59,8 @@ class Sample:
         One an image: where it is from, its features, and where its measurements are kept.
     units
         Of all images of the method.
+    targets
+        What each was to look like (`sources.Entry.target`).
     """
 
     method: str
@@ -66,26 +68,29 @@ class Sample:
     features: list[ImageFeatures]
     paths: list[Path]
     units: Units
+    targets: list[str | None]
 
     @classmethod
-    def read(cls, method: str, sources: Sequence[Source], paths: Sequence[Path]) -> tuple[Sample | None, list[str]]:
+    def read(
+        cls, method: str, sources: Sequence[Source], paths: Sequence[Path], targets: Sequence[str | None]
+    ) -> tuple[Sample | None, list[str]]:
         """Read what `measure` kept; None if nothing is there. Lines say what is damaged, or why there is no sample."""
         kept, problems = [], []
-        for source, path in zip(sources, paths, strict=True):
+        for source, path, target in zip(sources, paths, targets, strict=True):
             if not path.is_file():
                 continue  # a line about it was written when it could not be measured
             try:
-                kept.append((source, kept_features(path), path))
+                kept.append((source, kept_features(path), path, target))
             except ImageError as error:
                 problems.append(str(error))
         if not kept:
             return None, problems
         try:
-            units = pooled_units([features.quantiles for _, features, _ in kept])
+            units = pooled_units([features.quantiles for _, features, *_ in kept])
         except CannotSayError as error:
             return None, [*problems, f"{method}: {error}"]
-        columns = [one for one, _, _ in kept], [one for _, one, _ in kept], [one for _, _, one in kept]
-        return cls(method, *columns, units), problems
+        own, features, where, aims = (list(column) for column in zip(*kept, strict=True))
+        return cls(method, own, features, where, units, aims), problems
 
     @property
     def people(self) -> list[str]:
@@ -107,12 +112,13 @@ class Sample:
 
     def chosen(self, indices: Sequence[int]) -> Sample:
         """Some of the images, in the same units."""
-        sources, features, paths = (
-            [self.sources[index] for index in indices],
-            [self.features[index] for index in indices],
-            [self.paths[index] for index in indices],
+        return replace(
+            self,
+            sources=[self.sources[index] for index in indices],
+            features=[self.features[index] for index in indices],
+            paths=[self.paths[index] for index in indices],
+            targets=[self.targets[index] for index in indices],
         )
-        return Sample(self.method, sources, features, paths, self.units)
 
     def with_site(self) -> Sample:
         """The images whose site is known."""

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmh_bids.errors import ImageError
-from mmh_bids.evaluation.anatomy import Placed
 from mmh_bids.evaluation.estimate import mean_over_people, ratio_over_people
 from mmh_bids.evaluation.matrix import CannotSayError
+from mmh_bids.evaluation.placement import Placed
 from mmh_bids.evaluation.reliability import pair_dice, tissue_labels, volume_icc
-from mmh_bids.evaluation.sample import Row, Sample, rows_that_cannot
+from mmh_bids.evaluation.sample import Row, Sample, row_that_cannot
 from mmh_bids.evaluation.sources import PREPROCESSING
 from mmh_bids.evaluation.travelling import MEASURES, Pair, find_pairs, pair_measures
 from mmh_bids.evaluation.verdicts import Ratio
@@ -53,7 +53,7 @@ def travelling_rows(samples: Mapping[str, Sample], sequence: str, seed: int) -> 
                 missing = (
                     "no person was scanned at two sites" if kind == "between" else "nobody was scanned twice at a site"
                 )
-                rows.append(rows_that_cannot(method, sequence, words, CannotSayError(missing)))
+                rows.append(row_that_cannot(method, sequence, words, CannotSayError(missing)))
                 continue
             people = [key[1] for key in own]
             for measure in (*MEASURES, _DICE):
@@ -64,7 +64,7 @@ def travelling_rows(samples: Mapping[str, Sample], sequence: str, seed: int) -> 
                     rows.append(Row.of(method, sequence, f"{words}.{measure}", estimate, note))
                 else:
                     cannot = CannotSayError("flat images")
-                    rows.append(rows_that_cannot(method, sequence, f"{words}.{measure}", cannot))
+                    rows.append(row_that_cannot(method, sequence, f"{words}.{measure}", cannot))
         both = [key for key in values if key in plain and key[0] == "between" and plain[key][DECISIVE] > 0]
         if both:
             top, bottom = ([one[key][DECISIVE] for key in both] for one in (values, plain))
@@ -83,7 +83,7 @@ def volume_rows(sample: Sample, sequence: str, seed: int) -> list[Row]:
             found = volume_icc(volumes[:, index], sample.people, sample.sites, seed)
             rows.append(Row.of(sample.method, sequence, measure, found))
         except CannotSayError as error:
-            rows.append(rows_that_cannot(sample.method, sequence, measure, error))
+            rows.append(row_that_cannot(sample.method, sequence, measure, error))
     return rows
 
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mmh_bids.bids.derivatives import OutputPaths, sidecar_path
+from mmh_bids.bids.derivatives import OutputPaths, read_sidecar, sidecar_path
 from mmh_bids.bids.names import IMAGE_EXTENSIONS, split_name, strip_prefix
 from mmh_bids.bids.run import Run
 from mmh_bids.bids.tsv import present, read_tsv
-from mmh_bids.errors import UsageError
+from mmh_bids.errors import ImageError, UsageError
 from mmh_bids.evaluation.features import FORMAT_VERSION, output_scale
 
 #: Controls, always measured: the raw image, the image without its bias field, and that blurred.
 IDENTITY, PREPROCESSING, BLUR = "identity", "preprocessing", "blur"
 CONTROLS = (IDENTITY, PREPROCESSING, BLUR)
+#: The method of rows about brain masks alone.
+MASK_ONLY = "mask only"
 #: Width of the blur, full width at half maximum, mm.
 BLUR_FWHM = 3.0
 #: Bumped when the way images are measured changes, so that what was kept is not used.
@@ -63,12 +65,15 @@ class Entry:
         The intensity that is 1; None: by the image's own scale.
     fwhm
         Width of a blur that the control adds, mm.
+    target
+        What it was to look like (``unified``, ``site:LABEL``, ``image:PATH``), as its sidecar says.
     """
 
     method: str
     path: Path
     upper: float | None = None
     fwhm: float = 0.0
+    target: str | None = None
 
     def kept_as(self, source: Source, work: Path, with_style: bool) -> Path:
         """Where what is measured of it is kept: another file where anything it depends on has changed."""
@@ -143,7 +148,7 @@ def entries_of(source: Source, folders: Mapping[str, Path]) -> tuple[list[Entry]
         if path is None:
             problems.append(f"{folder}: no {source.run.sequence} of {source.run.stem}; run the method on it again")
         else:
-            entries.append(Entry(method, path, _upper(path)))
+            entries.append(Entry(method, path, **_facts(path)))
     return entries, problems
 
 
@@ -171,10 +176,12 @@ def image_of(folder: Path, run: Run) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _upper(path: Path) -> float | None:
-    """The image's scale by its sidecar; None where there is none that can be read."""
+def _facts(path: Path) -> dict[str, Any]:
+    """The image's scale and target by its sidecar; None where there is none that can be read, or it does not say."""
     try:
-        fields = json.loads(sidecar_path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
-        return None
-    return output_scale(fields) if isinstance(fields, dict) else None
+        sidecar = read_sidecar(sidecar_path(path))
+    except ImageError:
+        return {}
+    facts = sidecar.get("Harmonization")
+    target = facts.get("Target") if isinstance(facts, dict) else None
+    return {"upper": output_scale(sidecar), "target": target if isinstance(target, str) else None}

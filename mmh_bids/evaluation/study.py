@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mmh_bids import __version__
 from mmh_bids.bids.discovery import discover
 from mmh_bids.bids.names import strip_prefix
-from mmh_bids.bids.tsv import present, read_tsv
+from mmh_bids.bids.tsv import present, read_tsv, tsv_text
 from mmh_bids.errors import ImageError, NothingToDoError, UsageError
 from mmh_bids.evaluation.assess import Assessment, Options, assess, describe, summary_of
 from mmh_bids.evaluation.features import OWN_SCALE
@@ -103,7 +99,7 @@ def evaluate(request: Request) -> Evaluation:
     NothingToDoError
         No image can be compared.
     ImageError
-        A process was killed.
+        No image could be measured.
     """
     people = read_people(request.travelling) if request.travelling else {}
     cells = read_effects(request.bids_dir, request.effects)
@@ -187,19 +183,8 @@ def to_json(found: Evaluation) -> dict[str, Any]:
 
 def to_tsv(found: Evaluation) -> str:
     """The long table: one number a row, ``n/a`` where there is none."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, escapechar="\\")
-    writer.writerow(COLUMNS)
-    for one in found.assessments.values():
-        for row in one.rows:
-            writer.writerow([_cell(getattr(row, name)) for name in COLUMNS])
-    return stream.getvalue()
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}" if np.isfinite(value) else "n/a"
-    return " ".join(str(value).split()) or "n/a"
+    rows = ([getattr(row, name) for name in COLUMNS] for one in found.assessments.values() for row in one.rows)
+    return tsv_text(COLUMNS, rows)
 
 
 def _settings(request: Request) -> Settings:
@@ -219,7 +204,7 @@ def _samples(tasks: list[Task], sequence: str, request: Request) -> tuple[dict[s
     samples: dict[str, Sample] = {}
     problems: list[str] = []
     for method in (*CONTROLS, *request.methods):
-        sources, paths = [], []
+        sources, paths, targets = [], [], []
         for task in tasks:
             for entry in task.entries:
                 if entry.method == method and task.source.run.sequence == sequence:
@@ -227,7 +212,8 @@ def _samples(tasks: list[Task], sequence: str, request: Request) -> tuple[dict[s
                     if path is not None:
                         sources.append(task.source)
                         paths.append(path)
-        sample, damaged = Sample.read(method, sources, paths)
+                        targets.append(entry.target)
+        sample, damaged = Sample.read(method, sources, paths, targets)
         problems += damaged
         if sample is not None:
             samples[method] = sample

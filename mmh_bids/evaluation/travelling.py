@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from mmh_bids.evaluation.agreement import ssim, voxel_mae, wasserstein1
 from mmh_bids.evaluation.fidelity import psnr
 from mmh_bids.evaluation.matrix import CannotSayError
+from mmh_bids.image.edges import pearson
 
 #: By name, what a measure is, whether more is better.
 MEASURES = {"MAE": False, "SSIM": True, "PSNR": True, "Pearson": True, "Wasserstein-1": False}
@@ -131,13 +132,11 @@ def pair_measures(
     """
     one, other = first[inside].astype(np.float64), second[inside].astype(np.float64)
     error = float(np.square(one - other).mean())
-    moved = one - one.mean(), other - other.mean()
-    size = float(np.sqrt((moved[0] @ moved[0]) * (moved[1] @ moved[1])))
     return {
         "MAE": voxel_mae(one, other) / units.deviation,
         "SSIM": ssim(first, second, inside, units.span),
         "PSNR": min(psnr(error, units.span), BEST_PSNR),
-        "Pearson": float(moved[0] @ moved[1]) / size if size > 0 else float("nan"),
+        "Pearson": pearson(one, other),
         "Wasserstein-1": wasserstein1(one, other) / units.deviation,
     }
 

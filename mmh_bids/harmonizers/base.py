@@ -77,6 +77,7 @@ class Harmonizer(Protocol):
         target: str,
         seed: int,
         reference: Reference | None = None,
+        site: str | None = None,
     ) -> Result:
         """Harmonize one volume of the model grid.
 
@@ -92,6 +93,9 @@ class Harmonizer(Protocol):
             ``unified``, ``site:<label>`` or ``image:<path>``; with the last one `reference` is given.
         seed
             Seed of every random draw.
+        site
+            Label of the site that the image comes from; None where it is not known. A method that has no use for it
+            leaves it alone.
         """
         ...
 

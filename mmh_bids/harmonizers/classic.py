@@ -78,6 +78,7 @@ class _Classic(ABC):
         target: str,
         seed: int,
         reference: Reference | None = None,
+        site: str | None = None,
     ) -> Result:
         """Bring the brain to the target's scale with one ascending curve.
 

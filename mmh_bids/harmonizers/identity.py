@@ -35,6 +35,7 @@ class Identity:
         target: str,
         seed: int,
         reference: Reference | None = None,
+        site: str | None = None,
     ) -> Result:
         """Return `volume` itself, `keeps_input_scale` set."""
         return Result(volume, keeps_input_scale=True)

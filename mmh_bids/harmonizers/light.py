@@ -22,6 +22,7 @@ from mmh_bids.errors import BundleError, ImageError
 from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result, check_known, check_shapes
 from mmh_bids.harmonizers.levelling import CEILING, RIM_MM, levelled
 from mmh_bids.harmonizers.moments import brain_moments, match_moments
+from mmh_bids.harmonizers.people import cubes, deviation, tissue_logs, with_person
 from mmh_bids.harmonizers.standard import brain_values
 from mmh_bids.image.intensity import fit_monotone_map
 from mmh_bids.image.levels import TISSUES
@@ -29,6 +30,7 @@ from mmh_bids.models.bundle import Bundle
 
 if TYPE_CHECKING:
     from mmh_bids.models.light import LightNetwork
+    from mmh_bids.models.look import Look
 
 WEIGHTS_FILE = "light.safetensors"
 #: Looks of sites, under keys such as ``T1w/site:A/rises``; only in bundles that know a site.
@@ -73,6 +75,7 @@ class MmhLight:
         target: str,
         seed: int,
         reference: Reference | None = None,
+        site: str | None = None,
     ) -> Result:
         """Bring the brain to the target's look; see `mmh_bids.harmonizers.base.Harmonizer`.
 
@@ -82,7 +85,9 @@ class MmhLight:
         deviations of the logarithms of the two fields that were taken off (null where none could be told), and
         ``TissueLevels``, those found before the last curve (fluid, grey, white matter; null where they could not be
         found and no curve was applied), and ``Stage``: 2 for a site's look, else 1; for a site ``TissueLevelsUnified``,
-        the levels that `settled` found; for a reference image ``StatisticsMatching``, the mean and standard deviation
+        the levels that `settled` found, and ``OwnTissues``, the logarithms by which grey and white matter were kept
+        apart from the average person's (null where the bundle does not know the image's site); for a reference image
+        ``StatisticsMatching``, the mean and standard deviation
         that the brain was given.
 
         Raises
@@ -100,8 +105,8 @@ class MmhLight:
             out = match_moments(out, mask, mean, std)
             details |= {"StatisticsMatching": {"Mean": round(mean, 6), "StandardDeviation": round(std, 6)}}
         elif target != "unified":
-            out, again = self.look(out, mask, sequence, target)
-            details |= {"Stage": 2, "TissueLevelsUnified": again}
+            out, more = self.look(out, mask, sequence, target, volume[0], site)
+            details |= {"Stage": 2} | more
         return Result(out[np.newaxis], details=details)
 
     def unify(
@@ -143,9 +148,40 @@ class MmhLight:
         return levelled(unified, mask, self.bundle.affine, levels, room=0.0, rim_mm=RIM_MM)
 
     def look(
-        self, unified: NDArray[np.float32], mask: NDArray[np.bool_], sequence: str, target: str
-    ) -> tuple[NDArray[np.float32], list[float] | None]:
-        """Stage 2 of what `unify` gave: the look of a site (`mmh_bids.models.look`), and the levels `settled` found."""
+        self,
+        unified: NDArray[np.float32],
+        mask: NDArray[np.bool_],
+        sequence: str,
+        target: str,
+        image: NDArray[np.float32] | None = None,
+        site: str | None = None,
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Stage 2 of what `unify` gave: the look of a site (`mmh_bids.models.look`).
+
+        Parameters
+        ----------
+        image, site
+            What `unify` was given and the site it comes from: where the bundle knows that site's average person, this
+            one keeps what is their own (`mmh_bids.harmonizers.people`).
+
+        Returns
+        -------
+        The volume and the details: ``TissueLevelsUnified``, ``OwnTissues``.
+        """
+        import torch
+
+        look = self._look(sequence, target)
+        settled, levels = self.settled(unified, mask, sequence)
+        with torch.no_grad():
+            out = look(torch.from_numpy(settled)[None, None])[0, 0].numpy()
+        own = None if image is None else self._own_tissues(image, settled, mask, sequence, site)
+        if own is not None:
+            out = with_person(out, settled, self.levels(sequence), own)
+        kept = None if own is None else [round(float(value), 6) for value in own]
+        out = np.where(mask, out.clip(0, CEILING), 0).astype(np.float32)
+        return out, {"TissueLevelsUnified": levels, "OwnTissues": kept}
+
+    def _look(self, sequence: str, target: str) -> Look:
         import torch
 
         from mmh_bids.models.look import Look
@@ -160,10 +196,26 @@ class MmhLight:
             raise BundleError(
                 f"--model {self.bundle.name}: {LOOKS_FILE} has no look {target} for {sequence} ({first}); {_AGAIN}"
             ) from None
-        settled, levels = self.settled(unified, mask, sequence)
-        with torch.no_grad():
-            out = look(torch.from_numpy(settled)[None, None])[0, 0].clamp(0, CEILING).numpy()
-        return np.where(mask, out, 0).astype(np.float32), levels
+        return look
+
+    def _own_tissues(
+        self,
+        image: NDArray[np.float32],
+        settled: NDArray[np.float32],
+        mask: NDArray[np.bool_],
+        sequence: str,
+        site: str | None,
+    ) -> NDArray[np.float64] | None:
+        """What a person's grey and white matter add to the look of their site; None where that cannot be told."""
+        known = self.bundle.card["sequences"][sequence].get("sites", {}).get(site)
+        if known is None:
+            return None
+        even, _ = evened(np.where(mask, image, 0), mask, self.bundle.affine)
+        (small, inside), (before, _) = cubes(even, mask), cubes(settled, mask)
+        try:
+            return deviation(tissue_logs(small, before, inside, self.levels(sequence)), known["tissues"])
+        except ImageError:
+            return None
 
     def run(
         self, volume: NDArray[np.float32], mask: NDArray[np.bool_], sequence: str

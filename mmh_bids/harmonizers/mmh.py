@@ -117,6 +117,7 @@ class Mmh:
         target: str,
         seed: int,
         reference: Reference | None = None,
+        site: str | None = None,
     ) -> Result:
         """Bring the brain to the target's look; see `mmh_bids.harmonizers.base.Harmonizer`.
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmh_bids.errors import ImageError
+from mmh_bids.image.edges import gradient_magnitude, pearson
 from mmh_bids.image.grid import bounding_box
 from mmh_bids.image.intensity import MonotoneMap, wasserstein
 from mmh_bids.image.tissue import segment
@@ -127,22 +128,8 @@ def gradient_correlation(before: NDArray[Any], after: NDArray[Any], mask: NDArra
 
     inner = binary_erosion(mask)
     inner = inner if inner.any() else mask
-    first = _gradient_magnitude(before)[inner].astype(np.float64)
-    second = _gradient_magnitude(after)[inner].astype(np.float64)
-    first -= first.mean()
-    second -= second.mean()
-    size = float(np.sqrt((first @ first) * (second @ second)))
-    if size == 0:
-        return 1.0 if not (first.any() or second.any()) else 0.0
-    return float(first @ second) / size
-
-
-def _gradient_magnitude(image: NDArray[Any]) -> NDArray[np.float32]:
-    """Length of the gradient by central differences, per voxel; axes of a single slice do not count."""
-    image = np.asarray(image, dtype=np.float32)
-    total = np.zeros(image.shape, dtype=np.float32)
-    for axis in range(image.ndim):
-        if image.shape[axis] > 1:
-            # one axis at a time: all three would cost three more volumes
-            total += np.square(np.gradient(image, axis=axis))
-    return np.sqrt(total, out=total)
+    first, second = (gradient_magnitude(image)[inner] for image in (before, after))
+    found = pearson(first, second)
+    if np.isnan(found):
+        return 1.0 if np.ptp(first) == np.ptp(second) == 0 else 0.0
+    return found

@@ -159,8 +159,9 @@ def harmonize(request: dict[str, Any]) -> dict[str, Any]:
     with _one_at_a_time(device, request["lock_dir"]):
         method = find_method(request["method"]).load(open_bundle(request["model"]), device)
         result = method.harmonize(
-            volume[np.newaxis], mask, request["sequence"], request["target"], request["seed"], reference
-        )
+            volume[np.newaxis], mask, request["sequence"], request["target"], request["seed"], reference,
+            request.get("site"),
+        )  # fmt: skip
     save(result.volume[0], affine, Path(request["out_file"]))
     return {"device": device, "keeps_input_scale": result.keeps_input_scale, "details": dict(result.details)}
 

@@ -28,6 +28,7 @@ class _HarmonizeInput(BaseInterfaceInputSpec):
     model = traits.Str(mandatory=True, desc="bundle name or folder")
     bundle_sha256 = traits.Str("", usedefault=True, desc="part of the hash, so that a changed bundle is run again")
     target = traits.Str("unified", usedefault=True)
+    site = traits.Str(desc="of the image; not set where it is not known")
     seed = traits.Int(0, usedefault=True)
     reference_file = File(exists=True, desc="reference image on the model grid")
     reference_mask = File(exists=True)
@@ -60,7 +61,7 @@ class Harmonize(SimpleInterface):
             "lock_dir",
         )
         request = {name: getattr(inputs, name) for name in names} | {"out_file": str(cwd / "harmonized.nii")}
-        for name in ("reference_file", "reference_mask"):
+        for name in ("reference_file", "reference_mask", "site"):
             if isdefined(getattr(inputs, name)):
                 request[name] = getattr(inputs, name)
         try:

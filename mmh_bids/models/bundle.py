@@ -13,7 +13,8 @@ grid               ``shape`` (three numbers) and ``affine`` (4x4, voxel -> RAS m
 output_max         value written to file for 1.0 of the bundle's scale
 targets            ``unified`` and ``site:<label>``: what images can be brought to
 sequences          per sequence and target, statistics of the training images; ``quantiles`` are the
-                   256 that `mmh_bids.image.intensity.quantile_function` gives
+                   256 that `mmh_bids.image.intensity.quantile_function` gives; ``sites`` beside ``targets``:
+                   per site where images come from its average person (`mmh_bids.harmonizers.people`)
 training           ``data`` and ``recipe``
 metrics            measured on data held out of the training
 files              per weight file its ``sha256`` and ``bytes``

@@ -30,6 +30,12 @@ MEANINGS = (
     ("sites.histogram", "Wasserstein-1 distance of the sites' mean histograms, pooled standard deviations"),
     ("sites.regions.ratio", "the next over that of preprocessing"),
     ("sites.regions", "difference of the sites' mean images by region, pooled standard deviations"),
+    ("target.histogram.ratio", "distance to the target's histogram, after over before; below 1 is nearer"),
+    ("target.histogram.before", "the same of these images after preprocessing"),
+    ("target.histogram", "Wasserstein-1 distance to the target site's own images, preprocessing's standard deviations"),
+    ("target.regions.ratio", "distance to the target by region, after over before; below 1 is nearer"),
+    ("target.regions.before", "the same of these images after preprocessing"),
+    ("target.regions", "difference by region to the target site's own images, preprocessing's standard deviations"),
     ("people.regions.ratio", "the next over that of preprocessing; near 0: everybody looks alike"),
     ("people.regions", "standard deviation between people of one site, by region"),
     ("change", "how much the image was changed beyond gain and offset; no merit in itself"),
@@ -119,6 +125,13 @@ def _figures(facts: Mapping[str, Any], controls: Sequence[str]) -> list[Figure]:
         "the aim.",
         _marks(rows, "sites.regions.ratio", order, controls),
         [(1.0, "as far apart as after preprocessing")],
+    )
+    before = {row["method"]: row["value"] for row in rows if row["measure"] == "target.regions.before"}
+    add(
+        "Distance to the target site's own images",
+        "By region of 16 mm, images of other sites, in preprocessing's pooled standard deviations. Hollow: before. "
+        "People differ, too: 0 is not the aim. How much a method changed is told apart from this.",
+        _marks(rows, "target.regions", order, controls, floor=before),
     )
     for words in ("regions", "histogram"):
         for probe in ("logistic regression", "linear SVM", "random forest"):

@@ -66,6 +66,24 @@ class Rule:
     usable: str = ""
 
 
+def _at_least(key: str, least: float, sentence: str, usable: float | None = None) -> Rule:
+    """A value that must not be lower; below `usable` the image is unusable."""
+    endures = None if usable is None else (lambda value: value >= usable)
+    return Rule(
+        (key,),
+        lambda value: value >= least,
+        f"at least {least:.2f}",
+        sentence,
+        endures,
+        "" if usable is None else f"at least {usable:.2f}",
+    )
+
+
+def _must_be(key: str, sentence: str) -> Rule:
+    """Yes or no, and unusable if no."""
+    return Rule((key,), bool, "yes", sentence, bool, "yes")
+
+
 QUANTITIES = (
     Quantity("MappedGradientCorrelation", "Edges kept: gradient correlation of output and input seen through the map"),
     Quantity("GradientCorrelation", "Edges and their weights kept: gradient correlation of output and input"),
@@ -94,19 +112,16 @@ PARENCHYMA_LOSS = 0.25
 DISTANCE_GROWTH = 0.001
 
 RULES = (
-    Rule(
-        ("MappedGradientCorrelation",),
-        lambda value: value >= 0.95,
-        "at least 0.95",
+    _at_least(
+        "MappedGradientCorrelation",
+        0.95,
         "Edges of the output differ from those of the input: anatomy may have been blurred or changed. "
         "Compare the two pictures closely before using this image.",
-        lambda value: value >= 0.90,
-        "at least 0.90",
+        usable=0.90,
     ),
-    Rule(
-        ("GradientCorrelation",),
-        lambda value: value >= 0.85,
-        "at least 0.85",
+    _at_least(
+        "GradientCorrelation",
+        0.85,
         "The contrast was stretched a lot, and noise with it: the input has little contrast, or much noise. "
         "Compare the two pictures, and think twice before measuring small things in this image.",
     ),
@@ -120,30 +135,17 @@ RULES = (
         lambda value: 600 <= value <= 2200,
         "600 to 2200 mL",
     ),
-    Rule(
-        ("Finite",),
-        bool,
-        "yes",
-        "The output holds NaN or infinite values and must not be used; please report this with the log.",
-        bool,
-        "yes",
+    _must_be(
+        "Finite", "The output holds NaN or infinite values and must not be used; please report this with the log."
     ),
-    Rule(
-        ("NonNegative",),
-        bool,
-        "yes",
+    _must_be(
+        "NonNegative",
         "The output holds negative values, which a magnitude image cannot have; some tools will misread it.",
-        bool,
-        "yes",
     ),
-    Rule(
-        ("IntensityMapMonotone",),
-        bool,
-        "yes",
+    _must_be(
+        "IntensityMapMonotone",
         "Brighter tissue of the input became darker in the output: the contrast was turned over somewhere. "
         "Do not use this image for segmentation without looking at it.",
-        bool,
-        "yes",
     ),
     Rule(
         ("ParenchymaVolumeBefore", "ParenchymaVolumeAfter"),
@@ -161,23 +163,19 @@ RULES = (
         "The image is farther from the reference than it was: harmonization did not help here. Look at the "
         "histograms; an unusual contrast or a wrong mask are the usual causes.",
     ),
-    Rule(
-        ("GridCoverage",),
-        lambda value: value >= 0.99,
-        "at least 0.99",
+    _at_least(
+        "GridCoverage",
+        0.99,
         "Part of the brain lies outside the model grid and was only changed by the intensity map: check the "
         "registration picture.",
-        lambda value: value >= 0.95,
-        "at least 0.95",
+        usable=0.95,
     ),
-    Rule(
-        ("TemplateDice",),
-        lambda value: value >= 0.90,
-        "at least 0.90",
+    _at_least(
+        "TemplateDice",
+        0.90,
         "The brain does not lie well on the template: compare the outlines in the registration picture. A wrong mask, "
         "a cropped scan or a failed registration are the usual causes.",
-        lambda value: value >= 0.80,
-        "at least 0.80",
+        usable=0.80,
     ),
 )
 

@@ -12,11 +12,13 @@ from urllib.parse import quote
 import numpy as np
 
 from mmh_bids.bids.derivatives import OutputPaths
+from mmh_bids.bids.tsv import cell
 from mmh_bids.evaluation.group_probes import FEATURES, MOST_IMAGES, Answer
 from mmh_bids.evaluation.group_spread import Change
 from mmh_bids.evaluation.group_summary import Summary
-from mmh_bids.evaluation.group_table import WHEN, GroupImage, cell, number_of
+from mmh_bids.evaluation.group_table import WHEN, GroupImage, number_of
 from mmh_bids.evaluation.matrix import CannotSayError
+from mmh_bids.evaluation.measured import AFTER, BEFORE
 from mmh_bids.image.tissue import CLASSES
 from mmh_bids.reports.flags import flags, label
 from mmh_bids.reports.group_figures import embeddings, histograms, legend, site_styles
@@ -144,7 +146,7 @@ def _of_sites(summary: Summary) -> Finding:
 
 def _of_probes(summary: Summary) -> Finding:
     asked = {(answer.feature, answer.when): answer for answer in summary.answers if answer.kind == "probe"}
-    before, after = asked.get(("regions", "before")), asked.get(("regions", "after"))
+    before, after = asked.get(("regions", BEFORE)), asked.get(("regions", AFTER))
     if before is None or after is None or not after.probes or not before.probes:
         reason = after.refusal if after else "no site is known"
         return Finding("plain", f"Whether the site can still be told cannot be said: {reason}.")
@@ -154,7 +156,7 @@ def _of_probes(summary: Summary) -> Finding:
         f"before {first.balanced_accuracy:.2f}"
     )
     histogram, mask = (
-        any(probe.tells_sites for probe in answer.probes) if (answer := asked.get((feature, "after"))) else False
+        any(probe.tells_sites for probe in answer.probes) if (answer := asked.get((feature, AFTER))) else False
         for feature in ("quantiles", "brain_share")
     )
     if not any(probe.tells_sites for probe in (*before.probes, *after.probes)):
@@ -190,7 +192,7 @@ def _of_travellers(summary: Summary) -> Finding:
 def _of_people(summary: Summary) -> Finding:
     if isinstance(summary.spread, str):
         return Finding("plain", f"Whether people of one site still differ cannot be said: {summary.spread}.")
-    ratio = summary.spread["after"].within / summary.spread["before"].within
+    ratio = summary.spread[AFTER].within / summary.spread[BEFORE].within
     text = f"People of one site differ {ratio:.2f} times as much as before."
     if ratio < LEAST_LEFT:
         return Finding("look", f"{text} Differences between people may have gone with those between sites.")
@@ -274,12 +276,12 @@ def _probes(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     asked = {(answer.feature, answer.when): answer for answer in answers if answer.kind == "probe"}
     for feature, (words, probes) in FEATURES.items():
-        if (feature, "after") not in asked:
+        if (feature, AFTER) not in asked:
             continue
         for probe in probes:
-            row: dict[str, Any] = {"feature": words, "probe": probe, "refusal": asked[feature, "after"].refusal}
+            row: dict[str, Any] = {"feature": words, "probe": probe, "refusal": asked[feature, AFTER].refusal}
             for when in WHEN:
-                answer = asked.get((feature, when), asked[feature, "after"] if feature == "brain_share" else None)
+                answer = asked.get((feature, when), asked[feature, AFTER] if feature == "brain_share" else None)
                 row[when] = next((one for one in answer.probes if one.probe == probe), None) if answer else None
             rows.append(row)
     return rows

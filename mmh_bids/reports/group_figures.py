@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mmh_bids.evaluation.group_distances import contrast_unit, site_means
 from mmh_bids.evaluation.group_table import WHEN, GroupImage, stacked
 from mmh_bids.evaluation.matrix import CannotSayError, complete
+from mmh_bids.evaluation.measured import AFTER, BEFORE
 
 WIDTH, HEIGHT = 440.0, 300.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 14.0, 426.0, 12.0, 262.0
@@ -106,7 +107,7 @@ def legend(styles: Mapping[str, tuple[int, int]], lines: bool) -> list[tuple[str
     return out
 
 
-_WORDS = {"before": "before harmonization", "after": "after harmonization"}
+_WORDS = {BEFORE: "before harmonization", AFTER: "after harmonization"}
 
 
 def _scatter(

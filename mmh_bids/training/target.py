@@ -25,6 +25,7 @@ from mmh_bids.training.diffusion import StageOne
 from mmh_bids.training.distributed import make_fabric
 from mmh_bids.training.look import FACTOR, PAIRS, LookRecipe, removed_pair
 from mmh_bids.training.loop import Plan, fit
+from mmh_bids.training.people import bright_fluid, site_tissues
 from mmh_bids.training.request import check_numbers, check_output, last_validation, participant
 from mmh_bids.training.stage_two import TargetRecipe, latent_of
 from mmh_bids.training.standards import Sample, find_samples, measure
@@ -62,6 +63,8 @@ class TargetRequest:
         See `load_style_encoder`.
     transfer
         Whether style transfer takes part; style reconstruction always does.
+    sites
+        Whether the average person of each site is learned (light), see `mmh_bids.harmonizers.people`.
     steps, learning_rate
         Optimizer steps and its rate at the top; None for what the method has by default.
     last
@@ -85,6 +88,7 @@ class TargetRequest:
     style_weights: Path | None = None
     allow_download: bool = False
     transfer: bool = True
+    sites: bool = True
     steps: int | None = None
     learning_rate: float | None = None
     last: int = 10
@@ -97,11 +101,12 @@ class TargetRequest:
 
 @dataclass(frozen=True)
 class _Images:
-    """Samples of the target to learn from, of the others, and of the target to validate on."""
+    """Samples of the target to learn from, of the others, of the target to validate on, and all but the last."""
 
     target: list[Sample]
     sources: list[Sample]
     validation: list[Sample]
+    train: list[Sample]
 
     @property
     def all(self) -> list[Sample]:
@@ -164,7 +169,7 @@ def _images(request: TargetRequest, base: Bundle) -> _Images:
         raise UsageError(f"--held-out: leaves no image of {request.target_site} to train on")
     kept = [sample for sample in samples if sample not in train and sample.site == request.target_site]
     sources = [sample for sample in train if sample.site != request.target_site] if request.transfer else []
-    return _Images(target, sources, kept)
+    return _Images(target, sources, kept, train)
 
 
 def _train_look(
@@ -173,10 +178,7 @@ def _train_look(
     fabric = make_fabric(request.device, precision=request.precision)
     fabric.launch()
     harmonizer = MmhLight.load(base, str(fabric.device))
-    cache = StyleRemoved(
-        request.cache or request.work / "style-removed", _stage_one_key(base) | {"factor": FACTOR, "pairs": PAIRS},
-        partial(removed_pair, harmonizer=harmonizer), say,
-    )  # fmt: skip
+    cache = style_removed(request.cache or request.work / "style-removed", base, harmonizer, say)
     files = cache.prepare(images.all)
     target, sources, validation = (images.files(part, files) for part in ("target", "sources", "validation"))
     recipe = LookRecipe(target, sources, validation, encoder)
@@ -194,7 +196,28 @@ def _train_look(
     }
     standards = _standards(images.target)
     card = {sequence: {"zscore": short(standard.zscore)} for sequence, standard in standards.items()}
-    return _written(request, base, images, facts | {"plan": asdict(plan)}, card, {LOOKS_FILE: arrays}, standards)
+    sites = _sites(cache, images, harmonizer, say) if request.sites else {}
+    plan_facts = facts | {"plan": asdict(plan)}
+    return _written(request, base, images, plan_facts, card, {LOOKS_FILE: arrays}, standards, sites)
+
+
+def style_removed(folder: Path, base: Bundle, harmonizer: MmhLight, say: Callable[[str], None]) -> StyleRemoved:
+    """Where images are kept as the light stage 1 leaves them; `base` is the harmonizer's bundle."""
+    facts = _stage_one_key(base) | {"factor": FACTOR, "pairs": PAIRS}
+    return StyleRemoved(folder, facts, partial(removed_pair, harmonizer=harmonizer), say)
+
+
+def _sites(
+    cache: StyleRemoved, images: _Images, harmonizer: MmhLight, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """The average person of every site that has enough people, and a line for each."""
+    levels = {sequence: harmonizer.levels(sequence) for sequence in harmonizer.sequences}
+    files = cache.prepare([sample for sample in images.train if bright_fluid(levels[sample.sequence])])
+    sites = site_tissues(files, levels)
+    for sequence, known in sites.items():
+        for site, facts in known.items():
+            say(f"site {site}, {sequence}: {facts['people']} people give the average one; what is a person's own stays")
+    return sites
 
 
 def _train_network(
@@ -214,7 +237,8 @@ def _train_network(
             partial(latent_of, stage_one=stage_one, sampler=sampler, factor=factor, moments=own), say,
         )  # fmt: skip
         files |= cache.prepare([sample for sample in images.all if sample.sequence == sequence])
-    images = _Images(*([s for s in part if s in files] for part in (images.target, images.sources, images.validation)))
+    parts = (images.target, images.sources, images.validation, images.train)
+    images = _Images(*([sample for sample in part if sample in files] for part in parts))
     target, sources, validation = (images.files(part, files) for part in ("target", "sources", "validation"))
     recipe = TargetRecipe(
         stage_one, sampler, target, sources, validation, encoder, last=request.last, voxel_mm=float(factor)
@@ -294,11 +318,12 @@ def _written(
     card: dict[str, dict[str, Any]],
     files: dict[str, dict[str, np.ndarray]],
     standards: dict[str, Standard],
+    sites: dict[str, dict[str, Any]] | None = None,
 ) -> Bundle:
     for sequence, facts in card.items():
         facts |= {"stage": 2, "images": sum(sample.sequence == sequence for sample in images.target)}
     return write_target(
         base, request.output, request.name, f"site:{request.label}", card, files,
         standards if STANDARDS_FILE in base.card["files"] else {}, training | {"data": request.source},
-        last_validation(request.work / "log.csv"), request.overwrite,
+        last_validation(request.work / "log.csv"), request.overwrite, sites,
     )  # fmt: skip

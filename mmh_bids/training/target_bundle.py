@@ -28,6 +28,7 @@ def write_target(
     training: Mapping[str, Any],
     metrics: Mapping[str, float],
     overwrite: bool = False,
+    sites: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Bundle:
     """Write the bundle.
 
@@ -47,6 +48,9 @@ def write_target(
         Per sequence what the target's images look like: how far an image is from it is measured against these.
     training, metrics
         How it was trained, and what was measured on images that were not trained on.
+    sites
+        Per sequence and site its average person (`mmh_bids.training.people.site_tissues`); replaces what the base knows
+        of these sites.
     """
     arrays = {one: dict(base.arrays(one)) for one in base.card["files"]}
     for one, new in files.items():
@@ -56,6 +60,8 @@ def write_target(
     sequences = {sequence: {**one, "targets": dict(one["targets"])} for sequence, one in base.card["sequences"].items()}
     for sequence, values in facts.items():
         sequences[sequence]["targets"][target] = dict(values)
+    for sequence, known in (sites or {}).items():
+        sequences[sequence]["sites"] = {**sequences[sequence].get("sites", {}), **known}
     trained = {**base.card["training"].get("targets", {}), target: dict(training)}
     card = {key: value for key, value in base.card.items() if key not in ("format_version", "files")} | {
         "name": name,

@@ -104,7 +104,8 @@ def init_image_wf(job: Job, study: Study, through_t1w: bool = False) -> pe.Workf
     preproc.inputs.inputnode.in_file = str(run.path)
     harmonize = init_harmonize_anat_wf(
         source_file=str(run.path), sequence=run.sequence, method=settings.method, model=study.model,
-        bundle_sha256=study.bundle.sha256, target=settings.target, seed=settings.random_seed,
+        bundle_sha256=study.bundle.sha256, target=settings.target, site=run.site,
+        seed=settings.random_seed,
         output_max=study.bundle.output_max, reference_quantiles=study.quantiles.get(run.sequence), skull=settings.skull,
         with_reference=settings.target.startswith("image:"), method_gb=study.method_gb, device=settings.device,
         lock_dir=str(study.lock_dir), volume_gb=volume, **_grid(study),

@@ -22,6 +22,7 @@ def init_harmonize_anat_wf(
     shape: Sequence[int],
     affine: Sequence[Sequence[float]],
     target: str = "unified",
+    site: str | None = None,
     seed: int = 0,
     output_max: float = 1000.0,
     reference_quantiles: Sequence[float] | None = None,
@@ -45,6 +46,8 @@ def init_harmonize_anat_wf(
         The model grid.
     target, seed
         What the method is asked for.
+    site
+        Label of the site that the image comes from, where it is known.
     output_max
         Value written for 1 of the target's scale.
     reference_quantiles
@@ -92,6 +95,8 @@ def init_harmonize_anat_wf(
         name="harmonize",
         mem_gb=method_gb,
     )  # fmt: skip
+    if site:
+        harmonize.inputs.site = site
     transport = pe.Node(
         Transport(sequence=sequence, skull=skull, output_max=output_max),
         name="transport",

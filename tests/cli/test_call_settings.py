@@ -5,8 +5,9 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from identity import TRANSFORM
 from small_study import SOURCES, harmonized, rows, sidecar, sidecar_of
-from tiny import TRANSFORM, describe, image, known_transforms, mmh, save
+from tiny import describe, image, known_transforms, mmh, save
 
 from mmh_bids.image.grid import load_template, open_nifti
 from mmh_bids.image.registration import read_matrix

@@ -76,7 +76,9 @@ def looked(study, light, style_weights, tmp_path_factory):
     words = ["target", images, "--target-site", "A", "--bundle", light, "--output", base / "bundle"]
     words += ["--work", base / "w", "--steps", "20", "--validate-every", "10", "--device", "cpu", "--label", "ours"]
     words += ["--style-weights", style_weights]
-    assert main([str(word) for word in words]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmh_bids.harmonizers.people.FEWEST", 1)  # each site has one person with a T2w
+        assert main([str(word) for word in words]) == 0
     return base, words
 
 
@@ -89,6 +91,9 @@ def test_a_light_bundle_learns_a_site(looked, light):
     assert training["site"] == "A" and training["style_encoder"]["name"]
     assert len(training["train"]) == 3 and len(training["sources"]) == 1
     assert "displacement" in (base / "w" / "log.csv").read_text()
+    assert (
+        set(bundle.card["sequences"]["T2w"]["sites"]) == {"A", "B"} and "sites" not in bundle.card["sequences"]["T1w"]
+    )
 
 
 def test_the_app_brings_a_light_look_to_every_image(looked, study):
@@ -99,6 +104,9 @@ def test_the_app_brings_a_light_look_to_every_image(looked, study):
         facts = sidecar(out, source)["Harmonization"]
         assert facts["Target"] == "site:ours" and facts["Details"]["Stage"] == 2
         assert facts["QC"]["ReferenceDistanceAfter"] < 0.07
+        # who is the site's only person is its average one: training and app measure the same
+        own = facts["Details"]["OwnTissues"]
+        assert own == pytest.approx([0, 0], abs=1e-4) if "T2w" in source else own is None
         assert np.isfinite(open_nifti(harmonized(out, source)).get_fdata()).all()
 
 
@@ -110,7 +118,7 @@ def test_a_site_the_bundle_does_not_know_is_refused(looked, study):
 
 def test_a_second_site_is_added_to_the_first(looked, study):
     base, words = looked
-    more = [*words, "--no-transfer"]
+    more = [*words, "--no-transfer", "--no-sites"]
     for flag, value in (("--target-site", "B"), ("--bundle", base / "bundle"), ("--label", "other"),
                         ("--output", base / "both"), ("--work", base / "w2"), ("--steps", "2")):  # fmt: skip
         more[more.index(flag) + 1] = value
@@ -120,6 +128,7 @@ def test_a_second_site_is_added_to_the_first(looked, study):
     assert bundle.targets("T1w") == ("unified", "site:ours")  # site B has no T1w
     first, both = (open_bundle(base / name).arrays("looks.safetensors") for name in ("bundle", "both"))
     assert all(np.array_equal(both[name], values) for name, values in first.items())
+    assert bundle.card["sequences"]["T2w"]["sites"] == open_bundle(base / "bundle").card["sequences"]["T2w"]["sites"]
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from identity import TRANSFORM
 
 INTERCEPT = -8.0
-TRANSFORM = """#Insight Transform File V1.0
-#Transform 0
-Transform: AffineTransform_double_3_3
-Parameters: 1 0 0 0 1 0 0 0 1 0 0 0
-FixedParameters: 0 0 0
-"""
 
 
 @dataclass(frozen=True)

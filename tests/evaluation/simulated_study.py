@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import nibabel as nib
 import numpy as np
+from identity import TRANSFORM
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from mmh_bids.image.grid import load_template
@@ -22,12 +23,6 @@ SITES = {"A": (0.20, 0.55, 0.90), "B": (0.32, 0.60, 0.84), "Zürich": (0.14, 0.6
 UNIFIED = (0.20, 0.60, 0.90)
 VOXEL, SHAPE = 4, (49, 58, 47)
 METHODS = ("nothing", "blurring", "swapping", "template", "ageless", "perfect")
-TRANSFORM = """#Insight Transform File V1.0
-#Transform 0
-Transform: AffineTransform_double_3_3
-Parameters: 1 0 0 0 1 0 0 0 1 0 0 0
-FixedParameters: 0 0 0
-"""
 
 
 @dataclass(frozen=True)
@@ -126,8 +121,12 @@ def write(path, data, scan, mask):
     return path
 
 
-def make_study(root, methods=METHODS, **how):
-    """Write the dataset to ``root/raw`` and methods to ``root/METHOD``; all have masks, the first is made by mmh."""
+def make_study(root, methods=METHODS, targets=None, **how):
+    """Write the dataset to ``root/raw`` and methods to ``root/METHOD``; all have masks, the first is made by mmh.
+
+    `targets` says by method what its images name as their target, if not the unified look.
+    """
+    targets = targets or {}
     everybody = scans(**how)
     people = len({scan.person for scan in everybody})
     raw = root / "raw"
@@ -149,7 +148,7 @@ def make_study(root, methods=METHODS, **how):
             folder = root / method / scan.folder
             target = folder / f"{scan.stem}_desc-harmonized_T1w.nii.gz"
             write(target, made(method, scan, people) * 1000, scan, mask)
-            sidecar = {"Harmonization": {"OutputScale": [0.0, 1000.0]}}
+            sidecar = {"Harmonization": {"OutputScale": [0.0, 1000.0], "Target": targets.get(method, "unified")}}
             (folder / f"{scan.stem}_desc-harmonized_T1w.json").write_text(json.dumps(sidecar))
             if place == 0:
                 write(folder / f"{scan.stem}_desc-preproc_T1w.nii.gz", seen * gain, scan, mask)

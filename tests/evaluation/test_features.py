@@ -6,17 +6,15 @@ import pytest
 
 from mmh_bids.errors import ImageError
 from mmh_bids.evaluation.features import (
-    AFFINE,
     OWN_SCALE,
-    SHAPE,
     features_of,
     features_of_file,
     load_features,
-    on_grid,
     output_scale,
     save_features,
     template_regions,
 )
+from mmh_bids.evaluation.placement import AFFINE, SHAPE, on_grid
 from mmh_bids.image.grid import MODEL_AFFINE, load_template, resample
 
 TURNED = np.array([[0, 1.0, 0, 4], [-0.95, 0, 0, -3], [0, 0, 1.15, 2], [0, 0, 0, 1]])

@@ -11,13 +11,16 @@ import pandas as pd
 import pytest
 
 from mmh_bids.bids.inventory import find_images
+from mmh_bids.bids.tsv import read_tsv
+from mmh_bids.cli.group import run_group
 from mmh_bids.evaluation import group_probes
 from mmh_bids.evaluation.group_distances import OUTLIER_IMAGES, compare, outliers
 from mmh_bids.evaluation.group_gather import gather
-from mmh_bids.evaluation.group_spread import site_distance, site_spread, travellers, travelling_change
+from mmh_bids.evaluation.group_spread import Traveller, site_distance, site_spread, travellers, travelling_change
 from mmh_bids.evaluation.group_summary import caveats, site_counts, summarize
 from mmh_bids.evaluation.group_table import columns, number_of, write_table
 from mmh_bids.evaluation.matrix import CannotSayError
+from mmh_bids.evaluation.pool import KILLED
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +151,15 @@ def test_travelling_people(images, made):
         travellers(made(people=4))
 
 
+def test_a_traveller_without_a_number_does_not_spoil_the_others():
+    nan = float("nan")
+    known = [Traveller(f"sub-{number}", ("A", "B"), 1.0 + number, 0.5 + number / 2, nan, nan) for number in range(5)]
+    lost = Traveller("sub-x", ("A", "B"), nan, nan, nan, nan)
+    change, rest = travelling_change([*known, lost]), travelling_change(known)
+    assert change == rest and (change.people, change.ratio, change.low) == (5, 0.5, 0.5)
+    assert np.isnan(travelling_change([lost]).ratio)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -214,6 +226,15 @@ def test_probes_of_few_images_see_few_components(monkeypatch):
     few = group_probes.answer(question).probes[0].balanced_accuracy
     monkeypatch.setattr(group_probes, "IMAGES_A_COMPONENT", 1)
     assert few > group_probes.answer(question).probes[0].balanced_accuracy > 0.5
+
+
+def test_a_probe_whose_process_was_killed_is_said(monkeypatch, benchmark_module, tmp_path):
+    settings = benchmark_module("group_data").write_outputs(tmp_path / "out", tmp_path / "raw", people=8)
+    settings = dataclasses.replace(settings, modalities=("T1w",))
+    monkeypatch.setattr(group_probes, "in_processes", lambda work, items, count: ((n, None) for n in range(len(items))))
+    assert run_group(settings) == 1
+    page = (tmp_path / "out" / "group_T1w.html").read_text(encoding="utf-8")
+    assert KILLED in page and len(read_tsv(tmp_path / "out" / "group_T1w.tsv", "image")[1]) == 8
 
 
 @pytest.mark.slow

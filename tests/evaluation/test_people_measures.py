@@ -5,7 +5,7 @@ import pytest
 
 from mmh_bids.evaluation.agreement import ssim
 from mmh_bids.evaluation.alignment import between_people, between_sites
-from mmh_bids.evaluation.effects import compare, find_effect
+from mmh_bids.evaluation.effects import compare, find_effect, score_of
 from mmh_bids.evaluation.estimate import bootstrap, mean_over_people, person_means, ratio_over_people
 from mmh_bids.evaluation.matrix import CannotSayError
 from mmh_bids.evaluation.reliability import crossed_table, icc21, pair_dice, tissue_labels, volume_icc
@@ -157,6 +157,19 @@ def test_an_effect_that_is_there_is_found_and_a_lost_one_is_seen(cohort):
     groups = find_effect("sex", with_both, sex.tolist(), people)
     assert groups.kind == "group" and groups.score > 0.9 and groups.low > 0.7
     assert abs(find_effect("sex", noise, sex.tolist(), people).score - 0.5) < 0.25
+
+
+@pytest.mark.parametrize("groups", ["FM", "FMX"])
+def test_the_area_under_the_curve_is_sklearns(groups):
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    true = rng.choice(list(groups), 40)
+    said = rng.integers(0, 6, (40, len(groups))) / 5  # with ties
+    theirs = [roc_auc_score(true == name, said[:, column]) for column, name in enumerate(groups)]
+    assert score_of(said, true) == pytest.approx(np.mean(theirs), abs=1e-12)
+    # a draw of one group only has no area
+    assert np.isnan(score_of(said, np.full(40, "F")))
 
 
 def test_nothing_to_tell_is_no_correlation_and_no_negative_one():

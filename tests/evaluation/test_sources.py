@@ -78,6 +78,7 @@ def test_mask_and_transform_come_from_the_first_folder_that_has_all(study):
     assert [entry.method for entry in entries] == [*CONTROLS, "perfect", "nothing"]
     assert [entry.fwhm for entry in entries[:3]] == [0, 0, BLUR_FWHM]
     assert entries[3].upper == 1000.0 and entries[0].upper is None
+    assert entries[3].target == "unified" and entries[0].target is None
     assert len(problems) == 1 and "no T1w of sub-00_ses-A_run-1" in problems[0]
 
 
@@ -141,7 +142,8 @@ def test_a_broken_sidecar_is_no_scale(study):
     try:
         for text in ("{", "[]", json.dumps({"Harmonization": None})):
             sidecar.write_text(text)
-            assert entries_of(source, {"perfect": study / "perfect"})[0][-1].upper is None
+            entry = entries_of(source, {"perfect": study / "perfect"})[0][-1]
+            assert entry.upper is None and entry.target is None
     finally:
         sidecar.write_text(content)
 

@@ -93,7 +93,7 @@ def test_methods_whose_truth_is_known_are_ranked_and_flagged_rightly(tmp_path):
 def small(tmp_path_factory):
     """Two travellers and three others, two methods, evaluated once."""
     root = tmp_path_factory.mktemp("small")
-    make_study(root, methods=("nothing", "perfect"), singles=2, travellers=1)
+    make_study(root, methods=("nothing", "perfect"), targets={"nothing": "site:A"}, singles=2, travellers=1)
     return root
 
 
@@ -120,7 +120,12 @@ def test_what_data_cannot_support_is_said_and_the_rest_is_measured(small, measur
     )
     said = {row["measure"]: row["note"] for row in rows if row["note"].startswith("cannot say")}
     assert "4 people" in said["probe.regions"] and "20 people" in said["effect.age"]
+    assert "the target was unified" in said["target"]
     known = {row["measure"] for row in rows if row["value"] is not None}
+    aimed = {row["measure"]: row for row in rows if row["method"] == "nothing" and row["measure"].startswith("target")}
+    assert aimed["target.histogram"]["note"] == "towards site:A, 3 images"
+    # it does nothing but give up the own scale of each image
+    assert aimed["target.regions.ratio"]["value"] == pytest.approx(1, abs=0.2)
     assert {"travelling.MAE", "rescan.MAE", "travelling.tissue Dice", "sites.histogram", "change"} <= known
     page = (out / "evaluation.html").read_text(encoding="utf-8")
     assert "ComBat remains stronger" in page and "What these data cannot tell" in page and "<svg" in page
@@ -131,6 +136,18 @@ def test_what_data_cannot_support_is_said_and_the_rest_is_measured(small, measur
     assert "T1w: perfect brings sites together" in capsys.readouterr().out
     assert kept == {path: path.stat().st_mtime_ns for path in (out / "work").rglob("*.npz")}
     assert text == ((out / "evaluation.json").read_bytes(), (out / "evaluation.html").read_bytes())
+
+
+@pytest.mark.slow
+def test_style_clusters_are_measured_where_they_are_asked_for(tmp_path):
+    make_study(tmp_path, methods=("nothing",), singles=0, travellers=2)
+    assert call(tmp_path, tmp_path / "out", ["nothing"], "--style", "--permutations", 5) == 0
+    rows = {row["measure"]: row for row in results(tmp_path / "out")["Rows"] if row["method"] == "nothing"}
+    site, person = (rows[f"silhouette.style.{by}"] for by in ("site", "person"))
+    assert site["n"] == person["n"] == 8 and -1 <= person["value"] <= 1
+    # scanners differ more than these two people do, and the encoder looks at the scanner
+    assert site["value"] > person["value"]
+    assert site["value"] != rows["silhouette.regions.site"]["value"]
 
 
 def test_missing_and_damaged_images_are_named_and_the_rest_goes_on(small, measured, tmp_path, capsys):
