@@ -108,9 +108,10 @@ def test_eight_tasks_at_once_leave_what_one_call_leaves(six, turn):
         folder=folder, command=" ".join(map(str, command)), asked=" ".join(f'"{asked}"' for asked in TASKS)
     )
     (folder / "job.sh").write_text(script)
-    done = subprocess.run(["sbatch", "--wait", folder / "job.sh"], capture_output=True, text=True, check=False)
+    job = subprocess.run(["sbatch", "--parsable", folder / "job.sh"], capture_output=True, text=True, check=True)
+    wait_for(job.stdout.strip())  # `sbatch --wait` looks every minute or two only
     said = "\n".join(path.read_text() for path in sorted(folder.glob("*.txt")))
-    assert done.returncode == 0, said
+    assert states(job.stdout.strip()) == {0: "COMPLETED"}, said
     assert said.count("ends with exit code 0") == 8
     assert len(list(out.glob("logs/mmh-*.log"))) == len(list(out.glob("logs/config-*.toml"))) == 8
 
