@@ -24,7 +24,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c $(CONSTRAINTS)
 METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo test test-slow test-real cluster-test lint types validate descriptor sample picture \
+.PHONY: help demo test test-slow test-real cluster-test kill-test lint types validate descriptor sample picture \
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
 	benchmark-travelling benchmark-parts benchmark-diffusion benchmark-training-data benchmark-paper \
 	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-looks benchmark-style benchmark-group benchmark-evaluation evaluate-sample \
@@ -53,9 +53,12 @@ test-real: env-test  ## the longer tests that need the data in $MMH_SHARED
 	@test -d "$(MMH_SHARED)/data" || { echo "error: no data under $(MMH_SHARED): set MMH_SHARED" >&2; exit 1; }
 	$(BIN)/python -m pytest -q -n $(JOBS) -m slow -k real
 
-cluster-test: env-test  ## a training on a real Slurm: two tasks, interrupted, requeued; needs sbatch
+cluster-test: env-test  ## a real Slurm: a study as an array, killed and requeued tasks, eight tasks at once; a training; needs sbatch, under 20 minutes
 	@command -v sbatch >/dev/null || { echo "error: no sbatch: run this where Slurm is" >&2; exit 1; }
 	$(BIN)/python -m pytest -q -m cluster
+
+kill-test: env-test  ## kill a call at twenty places and give it again: the same bytes
+	MMH_KILLS=20 $(BIN)/python -m pytest -q -s -m slow tests/cli/test_killed.py
 
 lint: env-test  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -105,7 +105,7 @@ def dataset_lock(output_dir: Path, name: str = "dataset", seconds: float = _LOCK
 
 def check_output_dir(output_dir: Path) -> None:
     """Raise UsageError if `output_dir` holds the derivatives of another program (or raw data)."""
-    description = _read_description(output_dir)
+    description = _read_description(output_dir) if output_dir.is_dir() else None
     if description is None:
         return
     generators = description.get("GeneratedBy")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from mmh_bids import __version__
 from mmh_bids.cli.config_file import of_config
 from mmh_bids.errors import BundleError, UsageError
+from mmh_bids.machine import available_cpus
 from mmh_bids.settings import Settings
 
 _UNITS = {"": 1e-3, "K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}
@@ -164,6 +164,11 @@ def _selection(group: Any) -> None:
         metavar="LABEL",
         help="participants, with or without sub-",
     )
+    add(
+        "--failed-only",
+        action="store_true",
+        help="only participants of whom an image failed before, or whose call was killed or interrupted",
+    )
     add("--session-label", nargs="+", type=label, metavar="LABEL", help="sessions, with or without ses-")
     add("--modalities", nargs="+", choices=["T1w", "T2w"], help="default: both")
     add(
@@ -283,7 +288,7 @@ def _flow(group: Any) -> None:
     add(
         "--dry-run",
         action="store_true",
-        help="print one row an image with what would be done and why, then stop",
+        help="print one row an image with what would be done and why, and about how long that takes, then stop",
     )
     add(
         "--qc-fail",
@@ -314,26 +319,6 @@ def _normalise(argv: Sequence[str]) -> list[str]:
             word = flag.replace("_", "-") + sep + value
         out.append(word)
     return out
-
-
-def available_cpus() -> int:
-    """CPUs this process may use (affinity and cpusets respected)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def available_gb() -> float:
-    """Memory this process may use in GB: the machine's or its control group's, whichever is less."""
-    import psutil
-
-    limits = [psutil.virtual_memory().total]
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            limits.append(int(text))
-    return round(min(limits) / 1e9, 3)
 
 
 def parse(argv: Sequence[str] | None = None) -> Settings:

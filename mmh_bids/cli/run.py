@@ -66,6 +66,8 @@ def _end_as_interrupted() -> Callable[..., None]:
     def handler(number: int, _frame: object) -> None:
         if os.getpid() != caller:
             os._exit(128 + number)  # a worker, forked with this handler: the caller cleans up after it
+        # a batch system sends it to the job's shell and its children, and the shell hands it on: once is enough
+        signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
     return handler
