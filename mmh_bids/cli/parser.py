@@ -11,6 +11,8 @@ from typing import Any
 
 from mmh_bids import __version__
 from mmh_bids.cli.config_file import of_config
+from mmh_bids.cli.paths import derivative, input_path, model, output_path, target
+from mmh_bids.container import default_work_dir
 from mmh_bids.errors import BundleError, UsageError
 from mmh_bids.machine import available_cpus
 from mmh_bids.settings import Settings
@@ -63,29 +65,11 @@ def label(text: str) -> str:
     return re.sub(r"^(sub|ses)-", "", text.strip())
 
 
-def derivative(text: str) -> tuple[str, str]:
-    """``NAME=PATH`` or a bare path, whose folder name becomes the name."""
-    name, _, path = text.rpartition("=")
-    folder = Path(path).expanduser().resolve()
-    return name or folder.name, str(folder)
-
-
 def positive(text: str) -> int:
     """A whole number above 0."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
-
-
-def model(text: str) -> str:
-    """A shipped bundle's name stays; a folder becomes absolute, as the steps run in folders of their own."""
-    from mmh_bids.models.bundle import shipped_names
-
-    return text if not text or text in shipped_names() or not _path(text).is_dir() else str(_path(text))
 
 
 def method_of(model: str) -> str:
@@ -105,18 +89,6 @@ def method_of(model: str) -> str:
     return next((name for name in (Settings.method, "zscore", *methods) if name in methods), Settings.method)
 
 
-def target(text: str) -> str:
-    """``unified``, ``site:LABEL`` or ``image:`` with an absolute path.
-
-    >>> target("site:Utrecht"), target("image:/data/a.nii.gz")
-    ('site:Utrecht', 'image:/data/a.nii.gz')
-    """
-    if not re.fullmatch(r"unified|site:.+|image:.+", text):
-        raise argparse.ArgumentTypeError(f"'{text}': write unified, site:LABEL or image:PATH")
-    kind, _, path = text.partition(":")
-    return f"image:{_path(path)}" if kind == "image" else text
-
-
 def device(text: str) -> str:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
@@ -134,10 +106,10 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("bids_dir", type=_path, help="root of a valid BIDS dataset")
+    parser.add_argument("bids_dir", type=input_path, help="root of a valid BIDS dataset")
     parser.add_argument(
         "output_dir",
-        type=_path,
+        type=output_path,
         help="where the derivatives go; never inside the dataset but under derivatives/",
     )
     parser.add_argument(
@@ -173,7 +145,7 @@ def _selection(group: Any) -> None:
     add("--modalities", nargs="+", choices=["T1w", "T2w"], help="default: both")
     add(
         "--bids-filter-file",
-        type=_path,
+        type=input_path,
         metavar="FILE",
         help='JSON of pybids filters, {"t1w": {"acquisition": "mprage"}}',
     )
@@ -184,7 +156,7 @@ def _selection(group: Any) -> None:
     )
     add(
         "--bids-database-dir",
-        type=_path,
+        type=output_path,
         metavar="DIR",
         help="pybids database, made at first use; speeds up huge datasets",
     )
@@ -232,7 +204,7 @@ def _processing(group: Any) -> None:
     )
     add(
         "--bids-mirror",
-        type=_path,
+        type=output_path,
         metavar="DIR",
         help="also write the dataset once more with harmonized whole heads under the raw names, as input of other "
         "programs; implies --skull keep (docs/pipelines.md)",
@@ -266,7 +238,7 @@ def _resources(group: Any) -> None:
     add("--low-mem", action="store_true", help="one image at a time")
     add("--device", type=device, metavar="DEVICE", help="auto (default), cpu, cuda or cuda:N")
     add("--use-plugin", metavar="NAME", help="Nipype plugin (default MultiProc)")
-    add("--nipype-plugin-file", type=_path, metavar="FILE", help="JSON or YAML with plugin and plugin_args")
+    add("--nipype-plugin-file", type=input_path, metavar="FILE", help="JSON or YAML with plugin and plugin_args")
 
 
 def _flow(group: Any) -> None:
@@ -274,14 +246,15 @@ def _flow(group: Any) -> None:
     add(
         "-w",
         "--work-dir",
-        type=_path,
+        type=output_path,
         metavar="DIR",
-        help="intermediate files and caches (default: work, here); never inside the dataset",
+        help="intermediate files and caches (default: work, here; in the container image: output_dir/work); never "
+        "inside the dataset",
     )
     add("--clean-workdir", action="store_true", help="remove the intermediate files of images that are done")
     add(
         "--config-file",
-        type=_path,
+        type=input_path,
         metavar="FILE",
         help="TOML of an earlier run (OUT/logs/config-*.toml); flags win over it",
     )
@@ -339,7 +312,7 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
         given.pop(name, None)
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     values["analysis_level"] = tuple(level for level in LEVELS if level in values["analysis_level"])
-    values.setdefault("work_dir", Path("work").absolute())
+    values.setdefault("work_dir", default_work_dir(values["output_dir"]))
     values.setdefault("nprocs", 1 if values.get("low_mem") else available_cpus())
     if "bids_mirror" in values and values.setdefault("skull", "keep") != "keep":
         raise UsageError("--bids-mirror: raw data are whole heads; leave --skull strip out, or give --skull keep")

@@ -104,6 +104,8 @@ def test_underscores_are_accepted_for_hyphens_but_values_stay():
         ("--participant", "unrecognized arguments: --participant"),
         ("--random-seed x", "--random-seed: invalid int value: 'x'"),
         ("--fancy", "unrecognized arguments: --fancy"),
+        ("-w ~nobody-here/w", "--work-dir: '~nobody-here/w': this home directory is not known here; write the path"),
+        ("-d a=~nobody-here/w", "--derivatives: '~nobody-here/w': this home directory is not known here"),
     ],
 )
 def test_wrong_value_names_its_flag(words, message, capsys):
