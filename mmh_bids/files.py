@@ -17,6 +17,9 @@ _DOUBLE_EXTENSIONS = (".nii.gz", ".tar.gz")
 _CHUNK = 1 << 20
 #: Time stamps (s) that differ less are the same: some file systems keep even seconds only.
 _SAME_TIME = 2
+#: Names the call of the program that a process works for, in all of its processes; process ids say less, as containers
+#: on one machine have the same.
+CALL_VARIABLE = "MMH_CALL"
 
 
 @contextlib.contextmanager
@@ -39,7 +42,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{temporary_prefix(os.getpid())}{secrets.token_hex(4)}{extension(path)}")
+    name = f"{temporary_prefix(os.getpid())}{os.environ.get(CALL_VARIABLE, '')}-{secrets.token_hex(4)}{extension(path)}"
+    temporary = path.with_name(name)
     try:
         yield temporary
         _flush_to_disk(temporary)
@@ -55,6 +59,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def temporary_prefix(pid: int) -> str:
     """Start of the names of the temporary files that the process `pid` makes."""
     return f".tmp-{pid}-"
+
+
+def remove_temporary(folder: Path, call: str) -> None:
+    """Remove the temporary files in `folder`, not below it, of a call that is no more.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in (".tmp-7-ab12-00.json", ".tmp-7-cd34-00.json", "ab12.json"):
+    ...     (folder / name).touch()
+    >>> remove_temporary(folder, "ab12")
+    >>> sorted(file.name for file in folder.iterdir())
+    ['.tmp-7-cd34-00.json', 'ab12.json']
+    """
+    for path in folder.glob(f".tmp-*-{call}-*"):
+        path.unlink(missing_ok=True)
 
 
 def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> Path:

@@ -33,6 +33,7 @@ class Settings:
     analysis_level: tuple[str, ...] = ("participant",)
     # selection
     participant_label: tuple[str, ...] = ()
+    failed_only: bool = False
     session_label: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ("T1w", "T2w")
     bids_filter_file: Path | None = None

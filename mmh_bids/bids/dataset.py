@@ -22,9 +22,9 @@ from mmh_bids.settings import Settings
 
 Status = Literal["done", "excluded", "failed", "skipped"]
 
-#: Ours that BIDS does not know. No slash at the end: bids-validator-deno 3.0.2 then misses folders of a
-#: participant.
-BIDSIGNORE = "*.html\nlogs\nsub-*/log\nsub-*/figures\nsub-*/features\ngroup_*\n*_xfm.*\n"
+#: Ours that BIDS does not know; `work` is there after a call in our container image. No slash at the end:
+#: bids-validator-deno 3.0.2 then misses folders of a participant.
+BIDSIGNORE = "*.html\nlogs\nwork\nsub-*/log\nsub-*/figures\nsub-*/features\ngroup_*\n*_xfm.*\n"
 
 README = """# Harmonized brain images
 
@@ -105,7 +105,7 @@ def dataset_lock(output_dir: Path, name: str = "dataset", seconds: float = _LOCK
 
 def check_output_dir(output_dir: Path) -> None:
     """Raise UsageError if `output_dir` holds the derivatives of another program (or raw data)."""
-    description = _read_description(output_dir)
+    description = _read_description(output_dir) if output_dir.is_dir() else None
     if description is None:
         return
     generators = description.get("GeneratedBy")
@@ -270,7 +270,10 @@ def is_sloppy(output_dir: Path) -> bool:
 
 
 def _container() -> dict[str, str] | None:
-    """The container this runs in, as its image says it in ``CONTAINER`` (a tag)."""
+    """The container this runs in, where its caller named it in ``CONTAINER`` (a tag).
+
+    Our image does not: the same data give the same bytes in and outside a container, and the provenance has its name.
+    """
     tag = os.environ.get("CONTAINER")
     if not tag:
         return None

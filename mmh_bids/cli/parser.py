@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mmh_bids import __version__
 from mmh_bids.cli.config_file import of_config
+from mmh_bids.cli.paths import derivative, input_path, model, output_path, target
+from mmh_bids.container import default_work_dir
 from mmh_bids.errors import BundleError, UsageError
+from mmh_bids.machine import available_cpus
 from mmh_bids.settings import Settings
 
 _UNITS = {"": 1e-3, "K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}
@@ -63,29 +64,11 @@ def label(text: str) -> str:
     return re.sub(r"^(sub|ses)-", "", text.strip())
 
 
-def derivative(text: str) -> tuple[str, str]:
-    """``NAME=PATH`` or a bare path, whose folder name becomes the name."""
-    name, _, path = text.rpartition("=")
-    folder = Path(path).expanduser().resolve()
-    return name or folder.name, str(folder)
-
-
 def positive(text: str) -> int:
     """A whole number above 0."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
-
-
-def model(text: str) -> str:
-    """A shipped bundle's name stays; a folder becomes absolute, as the steps run in folders of their own."""
-    from mmh_bids.models.bundle import shipped_names
-
-    return text if not text or text in shipped_names() or not _path(text).is_dir() else str(_path(text))
 
 
 def method_of(model: str) -> str:
@@ -105,18 +88,6 @@ def method_of(model: str) -> str:
     return next((name for name in (Settings.method, "zscore", *methods) if name in methods), Settings.method)
 
 
-def target(text: str) -> str:
-    """``unified``, ``site:LABEL`` or ``image:`` with an absolute path.
-
-    >>> target("site:Utrecht"), target("image:/data/a.nii.gz")
-    ('site:Utrecht', 'image:/data/a.nii.gz')
-    """
-    if not re.fullmatch(r"unified|site:.+|image:.+", text):
-        raise argparse.ArgumentTypeError(f"'{text}': write unified, site:LABEL or image:PATH")
-    kind, _, path = text.partition(":")
-    return f"image:{_path(path)}" if kind == "image" else text
-
-
 def device(text: str) -> str:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
@@ -134,10 +105,10 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("bids_dir", type=_path, help="root of a valid BIDS dataset")
+    parser.add_argument("bids_dir", type=input_path, help="root of a valid BIDS dataset")
     parser.add_argument(
         "output_dir",
-        type=_path,
+        type=output_path,
         help="where the derivatives go; never inside the dataset but under derivatives/",
     )
     parser.add_argument(
@@ -164,11 +135,16 @@ def _selection(group: Any) -> None:
         metavar="LABEL",
         help="participants, with or without sub-",
     )
+    add(
+        "--failed-only",
+        action="store_true",
+        help="only participants of whom an image failed before, or whose call was killed or interrupted",
+    )
     add("--session-label", nargs="+", type=label, metavar="LABEL", help="sessions, with or without ses-")
     add("--modalities", nargs="+", choices=["T1w", "T2w"], help="default: both")
     add(
         "--bids-filter-file",
-        type=_path,
+        type=input_path,
         metavar="FILE",
         help='JSON of pybids filters, {"t1w": {"acquisition": "mprage"}}',
     )
@@ -179,7 +155,7 @@ def _selection(group: Any) -> None:
     )
     add(
         "--bids-database-dir",
-        type=_path,
+        type=output_path,
         metavar="DIR",
         help="pybids database, made at first use; speeds up huge datasets",
     )
@@ -227,7 +203,7 @@ def _processing(group: Any) -> None:
     )
     add(
         "--bids-mirror",
-        type=_path,
+        type=output_path,
         metavar="DIR",
         help="also write the dataset once more with harmonized whole heads under the raw names, as input of other "
         "programs; implies --skull keep (docs/pipelines.md)",
@@ -261,7 +237,7 @@ def _resources(group: Any) -> None:
     add("--low-mem", action="store_true", help="one image at a time")
     add("--device", type=device, metavar="DEVICE", help="auto (default), cpu, cuda or cuda:N")
     add("--use-plugin", metavar="NAME", help="Nipype plugin (default MultiProc)")
-    add("--nipype-plugin-file", type=_path, metavar="FILE", help="JSON or YAML with plugin and plugin_args")
+    add("--nipype-plugin-file", type=input_path, metavar="FILE", help="JSON or YAML with plugin and plugin_args")
 
 
 def _flow(group: Any) -> None:
@@ -269,21 +245,22 @@ def _flow(group: Any) -> None:
     add(
         "-w",
         "--work-dir",
-        type=_path,
+        type=output_path,
         metavar="DIR",
-        help="intermediate files and caches (default: work, here); never inside the dataset",
+        help="intermediate files and caches (default: work, here; in the container image: output_dir/work); never "
+        "inside the dataset",
     )
     add("--clean-workdir", action="store_true", help="remove the intermediate files of images that are done")
     add(
         "--config-file",
-        type=_path,
+        type=input_path,
         metavar="FILE",
         help="TOML of an earlier run (OUT/logs/config-*.toml); flags win over it",
     )
     add(
         "--dry-run",
         action="store_true",
-        help="print one row an image with what would be done and why, then stop",
+        help="print one row an image with what would be done and why, and about how long that takes, then stop",
     )
     add(
         "--qc-fail",
@@ -316,26 +293,6 @@ def _normalise(argv: Sequence[str]) -> list[str]:
     return out
 
 
-def available_cpus() -> int:
-    """CPUs this process may use (affinity and cpusets respected)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def available_gb() -> float:
-    """Memory this process may use in GB: the machine's or its control group's, whichever is less."""
-    import psutil
-
-    limits = [psutil.virtual_memory().total]
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            limits.append(int(text))
-    return round(min(limits) / 1e9, 3)
-
-
 def parse(argv: Sequence[str] | None = None) -> Settings:
     """Command line to settings.
 
@@ -354,7 +311,7 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
         given.pop(name, None)
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     values["analysis_level"] = tuple(level for level in LEVELS if level in values["analysis_level"])
-    values.setdefault("work_dir", Path("work").absolute())
+    values.setdefault("work_dir", default_work_dir(values["output_dir"]))
     values.setdefault("nprocs", 1 if values.get("low_mem") else available_cpus())
     if "bids_mirror" in values and values.setdefault("skull", "keep") != "keep":
         raise UsageError("--bids-mirror: raw data are whole heads; leave --skull strip out, or give --skull keep")

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from mmh_bids.bids.mirror_dataset import check_mirror
-from mmh_bids.cli.environment import prepare_environment
+from mmh_bids.cli.environment import pin_linear_algebra, prepare_environment
 from mmh_bids.cli.parser import parse
 from mmh_bids.errors import EXIT_INTERNAL, EXIT_OK, EXIT_SOME_FAILED, MmhError, UsageError
 from mmh_bids.settings import Settings
@@ -21,6 +21,7 @@ logger = logging.getLogger("mmh")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``mmh`` and return its exit code; see `mmh_bids.errors` for what each means."""
+    pin_linear_algebra()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logger.setLevel(logging.INFO)
     logging.raiseExceptions = False  # a log on a full disk must not bury our message under tracebacks
@@ -66,6 +67,8 @@ def _end_as_interrupted() -> Callable[..., None]:
     def handler(number: int, _frame: object) -> None:
         if os.getpid() != caller:
             os._exit(128 + number)  # a worker, forked with this handler: the caller cleans up after it
+        # a batch system sends it to the job's shell and its children, and the shell hands it on: once is enough
+        signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
     return handler

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mmh_bids.cli.parser import available_cpus, available_gb, build_parser, memory_gb, parse
+from mmh_bids.cli.parser import build_parser, memory_gb, parse
 from mmh_bids.cli.run import main
 from mmh_bids.errors import UsageError
+from mmh_bids.machine import available_cpus, available_gb
 from mmh_bids.settings import Settings
 
 BASE = ("bids", "out", "participant")
@@ -16,6 +17,7 @@ BASE = ("bids", "out", "participant")
 #: Flag words to the fields they set; every flag of ``--help`` is here or in `OTHERS`.
 FLAGS = {
     "--participant-label sub-01 02": {"participant_label": ("01", "02")},
+    "--failed-only": {"failed_only": True},
     "--session-label ses-A B": {"session_label": ("A", "B")},
     "--modalities T2w": {"modalities": ("T2w",)},
     "--bids-filter-file f.json": {"bids_filter_file": Path.cwd() / "f.json"},
@@ -102,6 +104,8 @@ def test_underscores_are_accepted_for_hyphens_but_values_stay():
         ("--participant", "unrecognized arguments: --participant"),
         ("--random-seed x", "--random-seed: invalid int value: 'x'"),
         ("--fancy", "unrecognized arguments: --fancy"),
+        ("-w ~nobody-here/w", "--work-dir: '~nobody-here/w': this home directory is not known here; write the path"),
+        ("-d a=~nobody-here/w", "--derivatives: '~nobody-here/w': this home directory is not known here"),
     ],
 )
 def test_wrong_value_names_its_flag(words, message, capsys):

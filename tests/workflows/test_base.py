@@ -17,7 +17,7 @@ from releases import DESCRIPTIONS, RELEASES, placed
 from mmh_bids.bids.derivatives import OutputPaths
 from mmh_bids.bids.discovery import discover
 from mmh_bids.bids.run import Run
-from mmh_bids.cli.participant import plan
+from mmh_bids.cli.plan import plan
 from mmh_bids.settings import Settings
 from mmh_bids.workflows.base import Job, init_image_wf, init_mmh_wf, without_partners
 from mmh_bids.workflows.study import Space, Study
