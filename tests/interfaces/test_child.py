@@ -200,7 +200,7 @@ def test_processes_on_one_gpu_take_turns_and_a_killed_one_makes_room(tmp_path, m
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
         with owner(tmp_path, "cuda:1", 0) as second:  # the first one's GPU by another number
             with pytest.raises(subprocess.TimeoutExpired):
-                second.wait(timeout=2)
+                second.wait(timeout=1)
             first.kill()
             assert second.stdout.readline() == "owns\n"
             assert second.wait(timeout=10) == 0
