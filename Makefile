@@ -24,7 +24,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c $(CONSTRAINTS)
 METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo test test-slow test-real cluster-test container-test image lint types validate sample picture \
+.PHONY: help demo test test-slow test-real cluster-test kill-test container-test image lint types validate descriptor sample picture \
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
 	benchmark-travelling benchmark-parts benchmark-diffusion benchmark-training-data benchmark-paper \
 	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-looks benchmark-style benchmark-group benchmark-evaluation evaluate-sample \
@@ -53,9 +53,12 @@ test-real: env-test  ## the longer tests that need the data in $MMH_SHARED
 	@test -d "$(MMH_SHARED)/data" || { echo "error: no data under $(MMH_SHARED): set MMH_SHARED" >&2; exit 1; }
 	$(BIN)/python -m pytest -q -n $(JOBS) -m slow -k real
 
-cluster-test: env-test  ## a training on a real Slurm: two tasks, interrupted, requeued; needs sbatch
+cluster-test: env-test  ## a real Slurm: a study as an array, killed and requeued tasks, eight tasks at once; a training; needs sbatch, under 20 minutes
 	@command -v sbatch >/dev/null || { echo "error: no sbatch: run this where Slurm is" >&2; exit 1; }
 	$(BIN)/python -m pytest -q -m cluster
+
+kill-test: env-test  ## kill a call at twenty places and give it again: the same bytes
+	MMH_KILLS=20 $(BIN)/python -m pytest -q -s -m slow tests/cli/test_killed.py
 
 ENGINE = $(or $(MMH_CONTAINER_ENGINE),$(shell command -v docker || command -v podman))
 MMH_VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' mmh_bids/__init__.py)
@@ -82,6 +85,9 @@ types: env-test  ## mypy
 
 validate: env-test  ## BIDS validator on data/ds-sample
 	$(BIN)/bids-validator-deno --ignoreWarnings data/ds-sample
+
+descriptor: env  ## make boutiques.json again from the app's own parser
+	$(BIN)/python -m mmh_bids.cli.descriptor boutiques.json
 
 sample: env  ## make the sample dataset again and compare it with data/ds-sample, byte for byte
 	$(BIN)/mmh-simulate sample build/ds-sample --overwrite
@@ -202,7 +208,10 @@ browser-test: env-test $(VENV)/.installed-browser  ## every report page in headl
 benchmark-evaluation: env-test  ## where the measures behind the verdicts of mmh-evaluate lie, on outputs in $$(FOLDERS)
 	$(BIN)/python benchmarks/evaluation_thresholds.py $(FOLDERS)
 
-evaluate-sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light beside the controls
+evaluate-descriptor: env  ## make boutiques.json again from the app's own parser
+	$(BIN)/python -m mmh_bids.cli.descriptor boutiques.json
+
+sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light beside the controls
 	for method in none nyul mmh-light; do \
 	  $(BIN)/mmh data/ds-sample build/evaluation/$$method participant --method $$method -w build/evaluation/work || exit 1; done
 	$(BIN)/mmh-evaluate data/ds-sample build/evaluation/out \
@@ -211,7 +220,7 @@ evaluate-sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light 
 # Heads and scanners that nothing was trained on; the standards of zscore-to-P are learned from the study itself.
 STUDY := build/study
 STUDY_METHODS := none zscore nyul mmh-light
-evaluate-study: env  ## mmh-evaluate on a simulated study, four people on three scanners, T1w; a quarter of an hour on two cores, resumes
+evaluate-study: env  ## mmh-evaluate on a simulated study, four people on three scanners, T1w; 20 minutes of CPU, resumes
 	@mkdir -p $(STUDY)
 	test -e $(STUDY)/simulated || { \
 	  $(BIN)/mmh-simulate heads $(STUDY)/raw --modalities T1w --scanners P Q R --overwrite \

@@ -33,6 +33,7 @@ class Settings:
     analysis_level: tuple[str, ...] = ("participant",)
     # selection
     participant_label: tuple[str, ...] = ()
+    failed_only: bool = False
     session_label: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ("T1w", "T2w")
     bids_filter_file: Path | None = None
@@ -49,6 +50,8 @@ class Settings:
     skull: str = "strip"
     bias_correction: str = "n4"
     output_spaces: tuple[str, ...] = ()
+    bids_mirror: Path | None = None
+    bids_mirror_files: str = "auto"
     random_seed: int = 0
     sloppy: bool = False
     # resources

@@ -64,7 +64,7 @@ def discover(settings: Settings) -> list[Run]:
     for label in settings.participant_label:
         if not any(run.participant == strip_prefix(label, "sub-") for run in runs):
             logger.warning("sub-%s: no %s image found", strip_prefix(label, "sub-"), " or ".join(settings.modalities))
-    runs.sort(key=_order)
+    runs.sort(key=image_order)
     return assign_sites(runs, settings, root)
 
 
@@ -209,7 +209,8 @@ def _without_duplicates(runs: list[Run]) -> list[Run]:
     return result
 
 
-def _order(run: Run) -> tuple[object, ...]:
+def image_order(run: Run) -> tuple[object, ...]:
+    """Key to sort images by, as people count."""
     session = run.session or ""
     return (
         natural_key(run.participant),

@@ -54,22 +54,25 @@ def find_images(bids_dir: Path, output_dir: Path, sequences: Iterable[str]) -> l
         ``logs/images.tsv`` cannot be read.
     """
     wanted = set(sequences)
-    table = output_dir / "logs" / "images.tsv"
     found: dict[str, OutputImage] = {}
     skipped = set()
-    for row in read_tsv(table, "image")[1] if table.is_file() else []:
-        image = _of_row(row, bids_dir)
-        if image is None:
-            continue
+    for image in recorded_images(bids_dir, output_dir):
         if image.status == "skipped":
             skipped.add(image.key)
         elif image.run.sequence in wanted:
             found[image.key] = image
     for path in sorted(output_dir.glob(f"sub-*/**/anat/*{_SUFFIX}_T[12]w.json")):
-        image = _of_sidecar(path, bids_dir, output_dir)
-        if image is not None and image.run.sequence in wanted and image.key not in skipped:
-            found.setdefault(image.key, image)
+        unlisted = _of_sidecar(path, bids_dir, output_dir)
+        if unlisted is not None and unlisted.run.sequence in wanted and unlisted.key not in skipped:
+            found.setdefault(unlisted.key, unlisted)
     return sorted(found.values(), key=lambda image: natural_key(image.image))
+
+
+def recorded_images(bids_dir: Path, output_dir: Path) -> list[OutputImage]:
+    """All images of ``logs/images.tsv``, in its order; those with a name that is none of BIDS are left out."""
+    table = output_dir / "logs" / "images.tsv"
+    rows = read_tsv(table, "image")[1] if table.is_file() else []
+    return [found for row in rows if (found := _of_row(row, bids_dir)) is not None]
 
 
 def with_facts(image: OutputImage, output_dir: Path) -> OutputImage:

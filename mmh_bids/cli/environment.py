@@ -51,6 +51,7 @@ def prepare_environment(work_dir: Path, threads: int = 1) -> None:
     for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
         os.environ[f"{name}_NUM_THREADS"] = str(threads)
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
+    os.environ.setdefault("LOGNAME", str(os.getuid()))  # Nipype's SLURM plugin names jobs after it, and fails without
     if not os.access(os.environ.get("HOME", ""), os.W_OK):
         os.environ["HOME"] = str(caches)
     try:

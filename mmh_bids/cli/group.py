@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timezone
 
+from mmh_bids.bids.calls import calls_dir
 from mmh_bids.bids.dataset import check_output_dir, dataset_lock, update_bidsignore
 from mmh_bids.bids.inventory import OutputImage, find_images
-from mmh_bids.cli.parser import available_gb
-from mmh_bids.cli.start import keep_records, no_room
+from mmh_bids.cli.start import at_work, no_room
 from mmh_bids.errors import EXIT_OK, EXIT_SOME_FAILED, NothingToDoError
 from mmh_bids.evaluation.group_distances import compare
 from mmh_bids.evaluation.group_gather import PROCESS_GB, gather
 from mmh_bids.evaluation.group_summary import summarize
 from mmh_bids.evaluation.group_table import GroupImage, write_table
 from mmh_bids.evaluation.pool import KILLED
+from mmh_bids.machine import available_gb
 from mmh_bids.settings import Settings
 
 logger = logging.getLogger("mmh")
@@ -32,14 +32,22 @@ def run_group(settings: Settings) -> int:
     UsageError
         It cannot be written, or holds another program's derivatives.
     """
-    images = _found(settings)
+    if not settings.output_dir.is_dir():
+        raise NothingToDoError(f"{settings.output_dir}: does not exist; run the participant level first")
     if settings.dry_run:
-        for image in images:
+        for image in _found(settings):
             print("\t".join((image.key, image.run.sequence, image.run.site or "n/a", image.status)))
         return EXIT_OK
+    # calls that were killed left images, too, but nobody has counted them yet
+    killed = any(calls_dir(settings.output_dir).glob("*.lock"))
+    images = [] if killed else _found(settings)
+    with at_work(settings):
+        return _compare(settings, images or _found(settings))
+
+
+def _compare(settings: Settings, images: Sequence[OutputImage]) -> int:
+    """Tables and pages about the images; the exit code."""
     try:
-        run_id = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-%f")[:-2]
-        keep_records(settings, run_id)
         update_bidsignore(settings.output_dir)
     except OSError as error:
         raise no_room(settings, error) from None
@@ -89,8 +97,6 @@ def processes(settings: Settings) -> int:
 
 
 def _found(settings: Settings) -> list[OutputImage]:
-    if not settings.output_dir.is_dir():
-        raise NothingToDoError(f"{settings.output_dir}: does not exist; run the participant level first")
     check_output_dir(settings.output_dir)
     images = find_images(settings.bids_dir, settings.output_dir, settings.modalities)
     if not images:

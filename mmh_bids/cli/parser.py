@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mmh_bids import __version__
+from mmh_bids.cli.config_file import of_config
 from mmh_bids.cli.paths import derivative, input_path, model, output_path, target
 from mmh_bids.container import default_work_dir
 from mmh_bids.errors import BundleError, UsageError
+from mmh_bids.machine import available_cpus
 from mmh_bids.settings import Settings
 
 _UNITS = {"": 1e-3, "K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}
@@ -64,7 +64,8 @@ def label(text: str) -> str:
     return re.sub(r"^(sub|ses)-", "", text.strip())
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number above 0."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
@@ -134,6 +135,11 @@ def _selection(group: Any) -> None:
         metavar="LABEL",
         help="participants, with or without sub-",
     )
+    add(
+        "--failed-only",
+        action="store_true",
+        help="only participants of whom an image failed before, or whose call was killed or interrupted",
+    )
     add("--session-label", nargs="+", type=label, metavar="LABEL", help="sessions, with or without ses-")
     add("--modalities", nargs="+", choices=["T1w", "T2w"], help="default: both")
     add(
@@ -195,6 +201,19 @@ def _processing(group: Any) -> None:
         metavar="SPACE[:res-N]",
         help="also write in these template spaces; the input's own grid always is",
     )
+    add(
+        "--bids-mirror",
+        type=output_path,
+        metavar="DIR",
+        help="also write the dataset once more with harmonized whole heads under the raw names, as input of other "
+        "programs; implies --skull keep (docs/pipelines.md)",
+    )
+    add(
+        "--bids-mirror-files",
+        choices=["auto", "copy", "symlink"],
+        help="the mirror's other files: auto (default) hard links, or copies where the file system has none; copy; or "
+        "symlink to absolute paths",
+    )
     add("--random-seed", type=int, metavar="N", help="default 0")
 
 
@@ -203,11 +222,11 @@ def _resources(group: Any) -> None:
     add(
         "--nprocs",
         "--n-cpus",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="processes at a time (default: the cores you may use)",
     )
-    add("--omp-nthreads", type=_positive, metavar="N", help="threads of one step (default 1)")
+    add("--omp-nthreads", type=positive, metavar="N", help="threads of one step (default 1)")
     add(
         "--mem",
         dest="mem_gb",
@@ -241,7 +260,7 @@ def _flow(group: Any) -> None:
     add(
         "--dry-run",
         action="store_true",
-        help="print one row an image with what would be done and why, then stop",
+        help="print one row an image with what would be done and why, and about how long that takes, then stop",
     )
     add(
         "--qc-fail",
@@ -274,26 +293,6 @@ def _normalise(argv: Sequence[str]) -> list[str]:
     return out
 
 
-def available_cpus() -> int:
-    """CPUs this process may use (affinity and cpusets respected)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def available_gb() -> float:
-    """Memory this process may use in GB: the machine's or its control group's, whichever is less."""
-    import psutil
-
-    limits = [psutil.virtual_memory().total]
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            limits.append(int(text))
-    return round(min(limits) / 1e9, 3)
-
-
 def parse(argv: Sequence[str] | None = None) -> Settings:
     """Command line to settings.
 
@@ -307,48 +306,15 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
     given = vars(parser.parse_args(words))
     config = given.get("config_file")
     if config is not None:
-        given = _of_config(parser, config, [str(given["bids_dir"]), str(given["output_dir"]), "participant"]) | given
+        given = of_config(parser, config, [str(given["bids_dir"]), str(given["output_dir"]), "participant"]) | given
     for name in ("notrack", "config_file"):
         given.pop(name, None)
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     values["analysis_level"] = tuple(level for level in LEVELS if level in values["analysis_level"])
     values.setdefault("work_dir", default_work_dir(values["output_dir"]))
     values.setdefault("nprocs", 1 if values.get("low_mem") else available_cpus())
+    if "bids_mirror" in values and values.setdefault("skull", "keep") != "keep":
+        raise UsageError("--bids-mirror: raw data are whole heads; leave --skull strip out, or give --skull keep")
     if "model" in values and "method" not in values:
         values["method"] = method_of(values["model"])
     return Settings(**values)
-
-
-def _of_config(parser: argparse.ArgumentParser, config: Path, folders: Sequence[str]) -> dict[str, Any]:
-    """Values of a configuration file, checked as if they had been typed as flags."""
-    words: list[str] = []
-    try:
-        for name, value in Settings.toml_values(config.read_text(encoding="utf-8")).items():
-            if name not in ("bids_dir", "output_dir", "analysis_level"):
-                words += _words(name, value)
-        return vars(parser.parse_args([*folders, *words]))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UsageError(f"--config-file {config}: cannot be read ({reason}); give a TOML file") from None
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--config-file {config}: a value is of the wrong kind ({error}); correct it") from None
-    except UsageError as error:
-        raise UsageError(f"--config-file {config}: {str(error).removeprefix('--config-file: ')}") from None
-
-
-def _words(name: str, value: Any) -> list[str]:
-    """A setting as it would be typed.
-
-    >>> _words("modalities", ("T1w", "T2w")), _words("mem_gb", 8.0), _words("sloppy", False)
-    (['--modalities', 'T1w', 'T2w'], ['--mem=8.000000G'], [])
-    """
-    flag = "--mem" if name == "mem_gb" else f"--{name.replace('_', '-')}"
-    if isinstance(value, bool):
-        return [flag] if value else []
-    if name == "verbose":
-        return [flag] * int(value)
-    if name == "derivatives":
-        return [flag, *("=".join(pair) for pair in value)] if value else []
-    if isinstance(value, tuple):
-        return [flag, *map(str, value)] if value else []
-    return [f"{flag}={value:f}G" if name == "mem_gb" else f"{flag}={value}"]

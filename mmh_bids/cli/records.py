@@ -6,19 +6,23 @@ import logging
 import platform
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from mmh_bids import __version__
+from mmh_bids.bids.calls import locked
 from mmh_bids.bids.dataset import dataset_links
 from mmh_bids.bids.derivatives import OutputPaths, bids_uri, harmonization_on_disk, split_space
+from mmh_bids.bids.discovery import image_order
+from mmh_bids.bids.inventory import recorded_images
 from mmh_bids.bids.provenance import (
     ActivityRecord,
     FileRecord,
     software_versions,
     write_provenance,
 )
-from mmh_bids.bids.run import Run
+from mmh_bids.bids.run import Action, Run
 from mmh_bids.cli.qc_fail import is_set_aside, reason_on_disk
 from mmh_bids.container import container_id
 from mmh_bids.errors import EXIT_OK, EXIT_SOME_FAILED
@@ -31,16 +35,18 @@ from mmh_bids.workflows.study import Study
 
 logger = logging.getLogger("mmh")
 
+_ACTION: dict[str, Action] = {"failed": "fail", "skipped": "skip"}
+
 
 def fingerprint_on_disk(paths: OutputPaths, spaces: Iterable[str] = (), qc_fail: str = "warn") -> str | None:
-    """Fingerprint of the outputs that are there, if all of them are, those in `spaces` and the figures included.
+    """Fingerprint of the outputs that are there, if all of them are, those in `spaces`, figures and features included.
 
     An image that was set aside for its quality is whole without its harmonized images, unless they are wanted now.
     """
     needed = [paths.preproc, paths.brain_mask, paths.transform()]
     if not is_set_aside(paths, qc_fail):
         needed += [paths.harmonized(), *(paths.harmonized(*split_space(space)) for space in spaces)]
-    needed += [paths.figure(name) for name in TITLES]
+    needed += [paths.features, *(paths.figure(name) for name in TITLES)]
     if not all(path.is_file() for path in needed):
         return None
     return harmonization_on_disk(paths).get("Fingerprint")
@@ -85,19 +91,33 @@ def write_reports(settings: Settings, study: Study, runs: Sequence[Run], failure
     code = EXIT_OK
     for participant in dict.fromkeys(run.participant for run in runs):
         own = [run for run in runs if run.participant == participant]
-        records = [image_record(run, settings, failures) for run in own]
-        # of the participant's images only: the page is the same whoever else was in the call
-        text = methods_text(methods_facts(settings, study, own))
-        errors = [f"{record.key}: {record.reason}" for record in records if record.status == "failed"]
         try:
-            write_participant_report(
-                settings.output_dir, participant, records, text, errors, __version__, command_line(settings),
-                settings.sloppy, software,
-            )  # fmt: skip
+            # two calls may end at once with a session each: the later one sees what the other recorded
+            with locked(settings.output_dir / "logs" / "locks" / f"sub-{participant}_report.lock"):
+                own = with_other_calls(own, settings)
+                images = [image_record(run, settings, failures) for run in own]
+                # of the participant's images only: the page is the same whoever else was in the call
+                text = methods_text(methods_facts(settings, study, own))
+                errors = [f"{image.key}: {image.reason}" for image in images if image.status == "failed"]
+                write_participant_report(
+                    settings.output_dir, participant, images, text, errors, __version__, command_line(settings),
+                    settings.sloppy, software,
+                )  # fmt: skip
         except OSError as error:
             logger.error("sub-%s: the report cannot be written (%s); run again with --reports-only", participant, error)
             code = EXIT_SOME_FAILED
     return code
+
+
+def with_other_calls(own: Sequence[Run], settings: Settings) -> list[Run]:
+    """A participant's images of this call, and those that other calls recorded (of other sessions or sequences)."""
+    keys = {run.key for run in own}
+    others = [
+        replace(image.run, action=_ACTION.get(image.status, "done"), reason=image.message)
+        for image in recorded_images(settings.bids_dir, settings.output_dir)
+        if image.run.participant == own[0].participant and image.key not in keys
+    ]
+    return sorted([*own, *others], key=image_order)
 
 
 def command_line(settings: Settings) -> str:

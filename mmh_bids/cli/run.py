@@ -10,6 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 
+from mmh_bids.bids.mirror_dataset import check_mirror
 from mmh_bids.cli.environment import pin_linear_algebra, prepare_environment
 from mmh_bids.cli.parser import parse
 from mmh_bids.errors import EXIT_INTERNAL, EXIT_OK, EXIT_SOME_FAILED, MmhError, UsageError
@@ -66,6 +67,8 @@ def _end_as_interrupted() -> Callable[..., None]:
     def handler(number: int, _frame: object) -> None:
         if os.getpid() != caller:
             os._exit(128 + number)  # a worker, forked with this handler: the caller cleans up after it
+        # a batch system sends it to the job's shell and its children, and the shell hands it on: once is enough
+        signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
     return handler
@@ -116,6 +119,7 @@ def check_folders(settings: Settings) -> None:
         raise UsageError(f"--work-dir {settings.work_dir}: lies inside the dataset; choose a folder outside")
     if out == work:
         raise UsageError(f"--work-dir {settings.work_dir}: is the output folder; choose another")
+    check_mirror(settings)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmh_bids.errors import EXIT_SOME_FAILED, ImageError, MmhError
+from mmh_bids.machine import end_with_parent
 
 
 def run_child(task: str, request: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -95,14 +96,32 @@ def resolve_device(asked: str) -> str:
 
 
 def gpu_name(device: str) -> str:
-    """What the machine calls the GPU that this process calls ``cuda[:N]``: two jobs may see different ones as 0."""
+    """What the machine calls the GPU that this process calls ``cuda[:N]``: two jobs may see different ones as 0.
+
+    Its UUID where torch sees it: a batch system that shows each job its own GPUs only calls them all 0. Else the name
+    in CUDA_VISIBLE_DEVICES.
+    """
+    if "torch" in sys.modules and (uuid := _uuid(int(device.partition(":")[2] or 0))):
+        return uuid
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     index = int(device.partition(":")[2] or 0)
     return visible[index] if index < len(visible) else str(index)
 
 
+def _uuid(index: int) -> str | None:
+    import torch
+
+    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+        return None
+    uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
+    return f"GPU-{uuid}" if uuid else None
+
+
 def _one_at_a_time(device: str, lock_dir: str):
-    """One process owns a GPU at a time: the others wait here rather than run out of its memory."""
+    """One process owns a GPU at a time: the others wait here rather than run out of its memory.
+
+    The lock goes with the process that holds it, however that ends.
+    """
     if device == "cpu":
         return nullcontext()
     from filelock import FileLock
@@ -157,6 +176,7 @@ TASKS = {"brain": brain, "harmonize": harmonize, "device": device}
 
 def main(argv: list[str]) -> int:
     """Read the request file, run the task, write its answer."""
+    end_with_parent()
     request = json.loads(Path(argv[0]).read_text())
     answer_file = Path(request["answer"])
     try:

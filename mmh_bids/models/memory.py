@@ -11,6 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmh_bids.machine import CGROUPS as _CGROUPS
+from mmh_bids.machine import group_folders
+from mmh_bids.machine import own_groups as _own_groups
+
 #: Planes that inference works on at once where memory counts, see `mmh_bids.models.slabs`. Thinner ones save little
 #: more, and thicker ones leave the caches of a CPU.
 SLAB_PLANES = 8
@@ -107,9 +111,6 @@ def _weights(network: Mapping[str, Any]) -> float:
     return count + 4 * 27 * channels[-1] ** 2
 
 
-_CGROUPS = Path("/sys/fs/cgroup")
-
-
 def free_gb(device: str = "cpu") -> float:
     """Memory that is left on a device (``cpu``, ``cuda[:N]``), GB.
 
@@ -125,23 +126,12 @@ def free_gb(device: str = "cpu") -> float:
     return min([psutil.virtual_memory().available, *_left_in_groups(_CGROUPS, _own_groups())]) / 1e9
 
 
-def _own_groups(membership: Path = Path("/proc/self/cgroup")) -> list[str]:
-    """Paths of the process's control groups that limit memory, of either version."""
-    try:
-        rows = [line.split(":", 2) for line in membership.read_text().splitlines()]
-    except OSError:
-        return [""]
-    version_2 = [path for _, kinds, path in rows if not kinds]
-    return [*version_2, *("memory" + path for _, kinds, path in rows if "memory" in kinds.split(",")), "", "memory"]
-
-
 def _left_in_groups(root: Path, groups: Sequence[str]) -> Iterator[int]:
     """Bytes left in each group that has a limit, and in those it lies in; files that can be dropped count as left."""
     names = ("memory.max", "memory.current", "inactive_file"), (
         "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file",
     )  # fmt: skip
-    folders = {root / group.strip("/") for group in groups}
-    for folder in folders | {parent for one in folders for parent in one.parents if parent.is_relative_to(root)}:
+    for folder in group_folders(root, groups):
         for limit, used, droppable in names:
             try:
                 numbers = [(folder / name).read_text().strip() for name in (limit, used)]

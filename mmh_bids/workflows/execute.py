@@ -18,6 +18,7 @@ from traits.api import TraitError
 from mmh_bids.bids.derivatives import OutputPaths, sidecar_path
 from mmh_bids.errors import ImageError, UsageError
 from mmh_bids.files import atomic_write, temporary_prefix
+from mmh_bids.machine import available_gb
 from mmh_bids.settings import Settings
 from mmh_bids.workflows.base import Job, init_mmh_wf
 from mmh_bids.workflows.plugin import PatientMultiProc
@@ -35,6 +36,7 @@ STEPS = {
     "coregister": "registered to the T1w",
     "correct_bias": "bias field corrected",
     "register": "registered to the template",
+    "reuse_xfm": "transform to the template reused",
     "harmonize": "harmonized",
     "transport": "change carried to the own grid",
     "write_derivatives": "derivatives written",
@@ -157,8 +159,8 @@ class Executor:
         args = {"status_callback": self._progress, **args}
         if plugin is PatientMultiProc:
             args.setdefault("n_procs", 1 if settings.low_mem else settings.nprocs)
-            if settings.mem_gb:
-                args.setdefault("memory_gb", settings.mem_gb)
+            # Nipype would take the whole machine's, where this may be a Slurm job with a small part of it
+            args.setdefault("memory_gb", settings.mem_gb or 0.9 * available_gb())
             args.setdefault("raise_insufficient", False)
             args.setdefault("order", list(self._jobs))
         return plugin(plugin_args=args)

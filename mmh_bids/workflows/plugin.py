@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +13,7 @@ from typing import Any
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin
 
 from mmh_bids.errors import ImageError
+from mmh_bids.machine import end_with_parent
 
 WORKER_KILLED = (
     "a worker process was killed, most likely for lack of memory: give the job more memory, or lower --nprocs or --mem"
@@ -29,6 +31,7 @@ class PatientMultiProc(MultiProcPlugin):
 
     def __init__(self, plugin_args: dict[str, Any] | None = None):
         super().__init__(plugin_args=plugin_args)
+        self.pool = self._new_pool()
         #: Process ids of all workers there were: what killed ones left behind carries their number.
         self.worker_pids: set[int] = set()
 
@@ -75,4 +78,13 @@ class PatientMultiProc(MultiProcPlugin):
     def _renew_pool(self) -> None:
         """Replace the pool once; later jobs of the broken one find the new pool alive."""
         if getattr(self.pool, "_broken", False):
-            self.pool = MultiProcPlugin(plugin_args=self.plugin_args).pool
+            self.pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context(self.plugin_args.get("mp_context"))
+        return ProcessPoolExecutor(self.processors, context, _start_worker, (self._cwd,))
+
+
+def _start_worker(folder: str) -> None:
+    os.chdir(folder)
+    end_with_parent()

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mmh_bids.cli.parser import available_cpus, available_gb, build_parser, memory_gb, parse
+from mmh_bids.cli.parser import build_parser, memory_gb, parse
 from mmh_bids.cli.run import main
 from mmh_bids.errors import UsageError
+from mmh_bids.machine import available_cpus, available_gb
 from mmh_bids.settings import Settings
 
 BASE = ("bids", "out", "participant")
@@ -16,6 +17,7 @@ BASE = ("bids", "out", "participant")
 #: Flag words to the fields they set; every flag of ``--help`` is here or in `OTHERS`.
 FLAGS = {
     "--participant-label sub-01 02": {"participant_label": ("01", "02")},
+    "--failed-only": {"failed_only": True},
     "--session-label ses-A B": {"session_label": ("A", "B")},
     "--modalities T2w": {"modalities": ("T2w",)},
     "--bids-filter-file f.json": {"bids_filter_file": Path.cwd() / "f.json"},
@@ -33,6 +35,8 @@ FLAGS = {
     "--skull keep": {"skull": "keep"},
     "--bias-correction none": {"bias_correction": "none"},
     "--output-spaces A B:res-2": {"output_spaces": ("A", "B:res-2")},
+    "--bids-mirror m": {"bids_mirror": Path.cwd() / "m", "skull": "keep"},
+    "--bids-mirror-files symlink": {"bids_mirror_files": "symlink"},
     "--random-seed 7": {"random_seed": 7},
     "--nprocs 3": {"nprocs": 3},
     "--n-cpus 3": {"nprocs": 3},
@@ -94,6 +98,8 @@ def test_underscores_are_accepted_for_hyphens_but_values_stay():
         ("--target image:", "--target: 'image:': write"),
         ("--device gpu", "--device: 'gpu': write auto, cpu, cuda or cuda:N"),
         ("--skull-strip maybe", "--skull-strip: invalid choice: 'maybe'"),
+        ("--bids-mirror m --skull strip", "--bids-mirror: raw data are whole heads; leave --skull strip out"),
+        ("--bids-mirror-files hard", "--bids-mirror-files: invalid choice: 'hard'"),
         ("--modalities FLAIR", "--modalities: invalid choice: 'FLAIR'"),
         ("--participant", "unrecognized arguments: --participant"),
         ("--random-seed x", "--random-seed: invalid int value: 'x'"),

@@ -34,7 +34,8 @@ def outputs(tmp_path):
 
     def make(qc):
         images = [paths.harmonized(), paths.harmonized("MNI152NLin2009aSym", "1"), paths.preproc]
-        for path in [*images, paths.brain_mask, paths.transform(), *(paths.figure(name) for name in TITLES)]:
+        others = [paths.brain_mask, paths.transform(), paths.features, *(paths.figure(name) for name in TITLES)]
+        for path in [*images, *others]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("x")
         for path in images:

@@ -11,6 +11,7 @@ import pytest
 from small_study import SOURCES, hashes, rows, sidecar, times
 from tiny import describe, image, leftovers, mmh, save
 
+from mmh_bids.bids.tsv import read_tsv
 from mmh_bids.image.grid import open_nifti
 
 
@@ -178,5 +179,7 @@ def test_interrupted_call_leaves_nothing_behind_and_resumes(study, tmp_path, nam
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert alive == []
     assert leftovers(tmp_path / "out") == []
+    table = read_tsv(tmp_path / "out/participants.tsv", "participant_id")[1]
+    assert any("the call was interrupted; run the same command again" in row["message"] for row in table)
     call = mmh(root, tmp_path / "out", *words, "-w", tmp_path / "work", "--participant-label", "02")
     assert call.code == 0, call.err

@@ -90,4 +90,4 @@ def leftovers(folder):
         except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError):
             bad.append(path)
     bad += [path for path in Path(folder).rglob("*") if path.is_file() and path.stat().st_size == 0]
-    return [path for path in bad if path.name != ".dataset.lock"]
+    return [path for path in bad if path.suffix != ".lock"]

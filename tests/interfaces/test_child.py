@@ -170,3 +170,37 @@ def test_one_process_at_a_time_owns_a_gpu(tmp_path):
         child._one_at_a_time("cuda:1", str(tmp_path / "locks")).acquire(timeout=0.05).lock.release()
     with child._one_at_a_time("cpu", str(Path("/nowhere"))):
         assert not Path("/nowhere").exists()
+
+
+HOLD = """
+import sys, time
+from mmh_bids.interfaces.child import _one_at_a_time
+print("asks", flush=True)
+with _one_at_a_time(sys.argv[2], sys.argv[1]):
+    print("owns", flush=True)
+    time.sleep(float(sys.argv[3]))
+"""
+
+
+def owner(folder, device, seconds):
+    """A process that asks for the GPU; it has come so far when this returns."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), device, str(seconds)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "asks\n"
+    return process
+
+
+def test_processes_on_one_gpu_take_turns_and_a_killed_one_makes_room(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with owner(tmp_path, "cuda", 60) as first:
+        assert first.stdout.readline() == "owns\n"
+        with owner(tmp_path, "cuda:1", 0) as other:  # another GPU: nobody waits
+            assert other.stdout.readline() == "owns\n"
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+        with owner(tmp_path, "cuda:1", 0) as second:  # the first one's GPU by another number
+            with pytest.raises(subprocess.TimeoutExpired):
+                second.wait(timeout=1)
+            first.kill()
+            assert second.stdout.readline() == "owns\n"
+            assert second.wait(timeout=10) == 0
