@@ -57,7 +57,7 @@ def out(image, tmp_path):
 
     yield make
     for folder in made:
-        root = ("--rm", "--user=0:0", "-v", f"{folder}:/out", "--entrypoint=sh")
+        root = ("--rm", "--network=none", "--user=0:0", "-v", f"{folder}:/out", "--entrypoint=sh")
         image.run("-c", "rm -rf /out/* /out/.[!.]*", before=root)
 
 

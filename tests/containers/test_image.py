@@ -44,7 +44,7 @@ def test_nothing_of_the_build_is_left(image):
         find /tmp /var/tmp -mindepth 1
         find /opt ! -perm -o=r ! -type l
     """
-    assert image.run("-c", script, before=("--rm", "--entrypoint=sh", "--user=0:0"), code=0).stdout == ""
+    assert image.run("-c", script, before=("--rm", "--network=none", "--entrypoint=sh", "--user=0:0")).stdout == ""
 
 
 @pytest.mark.parametrize("command", ["mmh", "mmh-train", "mmh-evaluate", "mmh-simulate"])
