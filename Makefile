@@ -24,12 +24,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c $(CONSTRAINTS)
 METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo test test-slow test-real cluster-test kill-test lint types validate sample picture \
+.PHONY: help demo test test-slow test-real cluster-test kill-test container-test image lint types validate descriptor sample picture \
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
 	benchmark-travelling benchmark-parts benchmark-diffusion benchmark-training-data benchmark-paper \
 	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-looks benchmark-style benchmark-group benchmark-evaluation evaluate-sample \
 	evaluate-study \
-	benchmark-qc browser-test env env-test torch clean
+	benchmark-qc benchmark-container browser-test env env-test torch clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  */\1|/p' Makefile | awk -F'|' '{ printf "  %-24s %s\n", $$1, $$2 }'
@@ -60,15 +60,34 @@ cluster-test: env-test  ## a real Slurm: a study as an array, killed and requeue
 kill-test: env-test  ## kill a call at twenty places and give it again: the same bytes
 	MMH_KILLS=20 $(BIN)/python -m pytest -q -s -m slow tests/cli/test_killed.py
 
-lint: env-test  ## ruff: rules and format
+ENGINE = $(or $(MMH_CONTAINER_ENGINE),$(shell command -v docker || command -v podman))
+MMH_VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' mmh_bids/__init__.py)
+image:  ## build the container image mmh:VERSION with docker or podman; TORCH_PIP_ARGS as above, none: CUDA build
+	@test -n "$(ENGINE)" || { echo "error: no docker or podman: install one or set MMH_CONTAINER_ENGINE" >&2; exit 1; }
+	$(ENGINE) build -t mmh:$(MMH_VERSION) --build-arg VERSION=$(MMH_VERSION) \
+	  --build-arg REVISION=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) \
+	  --build-arg TORCH_PIP_ARGS="$(TORCH_PIP_ARGS)" .
+
+container-test: env-test  ## build the CPU image, run it closed and through Apptainer, compare with outside; docs/containers.md
+	@test -n "$(ENGINE)" || { echo "error: no docker or podman: install one or set MMH_CONTAINER_ENGINE" >&2; exit 1; }
+	$(BIN)/python -m pytest -q -m container tests/containers
+
+benchmark-container: env  ## time to the first image in the container image mmh:VERSION and outside it
+	$(BIN)/python benchmarks/container_start.py
+
+lint: env-test  ## ruff: rules and format; hadolint where it is
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile; fi
 
 types: env-test  ## mypy
 	$(BIN)/mypy
 
 validate: env-test  ## BIDS validator on data/ds-sample
 	$(BIN)/bids-validator-deno --ignoreWarnings data/ds-sample
+
+descriptor: env  ## make boutiques.json again from the app's own parser
+	$(BIN)/python -m mmh_bids.cli.descriptor boutiques.json
 
 sample: env  ## make the sample dataset again and compare it with data/ds-sample, byte for byte
 	$(BIN)/mmh-simulate sample build/ds-sample --overwrite
@@ -189,7 +208,10 @@ browser-test: env-test $(VENV)/.installed-browser  ## every report page in headl
 benchmark-evaluation: env-test  ## where the measures behind the verdicts of mmh-evaluate lie, on outputs in $$(FOLDERS)
 	$(BIN)/python benchmarks/evaluation_thresholds.py $(FOLDERS)
 
-evaluate-sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light beside the controls
+evaluate-descriptor: env  ## make boutiques.json again from the app's own parser
+	$(BIN)/python -m mmh_bids.cli.descriptor boutiques.json
+
+sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light beside the controls
 	for method in none nyul mmh-light; do \
 	  $(BIN)/mmh data/ds-sample build/evaluation/$$method participant --method $$method -w build/evaluation/work || exit 1; done
 	$(BIN)/mmh-evaluate data/ds-sample build/evaluation/out \

@@ -1,17 +1,22 @@
-"""Files that are either whole or not there, written under a temporary name and then renamed; hashes of files."""
+"""Files that are either whole or not there: written, linked or copied under a temporary name and renamed; hashes."""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 #: Extensions of two parts, which a writer such as nibabel needs to see whole.
 _DOUBLE_EXTENSIONS = (".nii.gz", ".tar.gz")
 _CHUNK = 1 << 20
+#: Time stamps (s) that differ less are the same: some file systems keep even seconds only.
+_SAME_TIME = 2
 #: Names the call of the program that a process works for, in all of its processes; process ids say less, as containers
 #: on one machine have the same.
 CALL_VARIABLE = "MMH_CALL"
@@ -43,6 +48,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         _flush_to_disk(temporary)
         os.replace(temporary, path)
+        temporary.unlink(missing_ok=True)  # POSIX renames nothing where both names are one file already
     except BaseException:
         # The error in flight is what the user needs; a failing removal (folder gone) must not hide it.
         with contextlib.suppress(OSError):
@@ -81,6 +87,66 @@ def atomic_write(path: str | os.PathLike[str], content: str | bytes) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     return path
+
+
+def place(source: Path, target: Path, how: str = "auto") -> Literal["linked", "copied", "there"]:
+    """Let `target` have the content of `source`, in one step; say what it took.
+
+    Parameters
+    ----------
+    how
+        ``auto``: a hard link, which takes no space and is a file like any other in every container; a copy where the
+        file system or its owner allows none. ``copy``: always a copy, with the time stamp of `source`. ``symlink``: the
+        absolute path of what `source` is in the end.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> source = atomic_write(folder / "a", "x")
+    >>> place(source, folder / "b", "copy"), place(source, folder / "b", "copy"), (folder / "b").samefile(source)
+    ('copied', 'there', False)
+    """
+    source = Path(os.path.realpath(source))
+    if how == "symlink":
+        if target.is_symlink() and os.readlink(target) == str(source):
+            return "there"
+        with atomic_path(target) as temporary:
+            temporary.symlink_to(source)
+        return "linked"
+    own = target.is_file() and not target.is_symlink()
+    same = own and target.samefile(source)
+    if (same and how == "auto") or (own and not same and _is_copy(source, target)):
+        return "there"
+    if how == "auto":
+        with contextlib.suppress(OSError), atomic_path(target) as temporary:
+            os.link(source, temporary)
+            return "linked"
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+        _stamp(source, temporary)
+    return "copied"
+
+
+def unpack(source: Path, target: Path) -> Literal["copied", "there"]:
+    """Let `target` be the unpacked ``.gz`` file `source`, with its time stamp."""
+    if target.is_file() and abs(target.stat().st_mtime - source.stat().st_mtime) < _SAME_TIME:
+        return "there"
+    with atomic_path(target) as temporary:
+        with gzip.open(source) as packed, open(temporary, "wb") as plain:
+            shutil.copyfileobj(packed, plain, _CHUNK)
+        _stamp(source, temporary)
+    return "copied"
+
+
+def _is_copy(source: Path, target: Path) -> bool:
+    one, other = source.stat(), target.stat()
+    return one.st_size == other.st_size and abs(one.st_mtime - other.st_mtime) < _SAME_TIME
+
+
+def _stamp(source: Path, target: Path) -> None:
+    times = source.stat()
+    os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def extension(path: str | os.PathLike[str]) -> str:

@@ -50,6 +50,8 @@ class Settings:
     skull: str = "strip"
     bias_correction: str = "n4"
     output_spaces: tuple[str, ...] = ()
+    bids_mirror: Path | None = None
+    bids_mirror_files: str = "auto"
     random_seed: int = 0
     sloppy: bool = False
     # resources

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mmh_bids.files import atomic_path, atomic_write, sha256_file
+from mmh_bids.files import atomic_path, atomic_write, place, sha256_file
 
 
 def test_nibabel_writes_through_it(tmp_path):
@@ -63,3 +63,21 @@ def test_sha256_of_a_file_larger_than_a_piece(tmp_path):
     content = bytes(range(256)) * 5000
     (tmp_path / "f").write_bytes(content)
     assert sha256_file(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_temporary_link_to_what_is_there_already_does_not_stay(tmp_path):
+    """POSIX renames nothing where both names are one file: two jobs may link the same file at the same time."""
+    (tmp_path / "source").write_text("x")
+    os.link(tmp_path / "source", tmp_path / "target")
+    with atomic_path(tmp_path / "target") as temporary:
+        os.link(tmp_path / "source", temporary)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+
+
+@pytest.mark.parametrize(("how", "said"), [("auto", "linked"), ("copy", "copied"), ("symlink", "linked")])
+def test_what_is_in_its_place_is_left_alone(tmp_path, how, said):
+    source, target = atomic_write(tmp_path / "a", "x"), tmp_path / "b"
+    assert [place(source, target, how), place(source, target, how)] == [said, "there"]
+    atomic_write(source, "longer")
+    assert place(source, target, how) == ("there" if how == "symlink" else said)
+    assert target.read_text() == "longer"

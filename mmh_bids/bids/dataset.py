@@ -22,9 +22,9 @@ from mmh_bids.settings import Settings
 
 Status = Literal["done", "excluded", "failed", "skipped"]
 
-#: Ours that BIDS does not know. No slash at the end: bids-validator-deno 3.0.2 then misses folders of a
-#: participant.
-BIDSIGNORE = "*.html\nlogs\nsub-*/log\nsub-*/figures\nsub-*/features\ngroup_*\n*_xfm.*\n"
+#: Ours that BIDS does not know; `work` is there after a call in our container image. No slash at the end:
+#: bids-validator-deno 3.0.2 then misses folders of a participant.
+BIDSIGNORE = "*.html\nlogs\nwork\nsub-*/log\nsub-*/figures\nsub-*/features\ngroup_*\n*_xfm.*\n"
 
 README = """# Harmonized brain images
 
@@ -59,7 +59,8 @@ PARTICIPANTS_JSON = {
     "message": {"Description": "Why the first image that failed, was excluded or was skipped has no harmonized image"},
 }
 
-_SLOPPY = "Made with --sloppy: fast settings for trying the program out, not fit for science"
+#: Stamp of what ``--sloppy`` made.
+SLOPPY = "Made with --sloppy: fast settings for trying the program out, not fit for science"
 _IMAGE_COLUMNS = (
     "image",
     "participant_id",
@@ -83,18 +84,18 @@ class ImageStatus:
 
 
 @contextlib.contextmanager
-def dataset_lock(output_dir: Path) -> Iterator[None]:
+def dataset_lock(output_dir: Path, name: str = "dataset", seconds: float = _LOCK_SECONDS) -> Iterator[None]:
     """Hold the lock under which files that jobs share are read, changed and written; not re-entrant."""
     from filelock import FileLock, Timeout
 
     folder = output_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".dataset.lock", timeout=_LOCK_SECONDS)
+    lock = FileLock(folder / f".{name}.lock", timeout=seconds)
     try:
         lock.acquire()
     except Timeout:
         raise MmhError(
-            f"{lock.lock_file}: another job held this lock for {_LOCK_SECONDS} s; see whether it hangs"
+            f"{lock.lock_file}: another job held this lock for {seconds:g} s; see whether it hangs"
         ) from None
     try:
         yield
@@ -112,6 +113,8 @@ def check_output_dir(output_dir: Path) -> None:
     name = first.get("Name") if isinstance(first, dict) else None
     if name != "mmh":
         raise UsageError(f"{output_dir}: holds the dataset of {name or 'another program'}; give a folder of its own")
+    if description.get("DatasetType") == "raw":
+        raise UsageError(f"{output_dir}: is a mirror that --bids-mirror wrote; give a folder of its own")
 
 
 def write_dataset_files(settings: Settings) -> None:
@@ -126,12 +129,12 @@ def write_dataset_files(settings: Settings) -> None:
     with dataset_lock(output_dir):
         check_output_dir(output_dir)
         # Once sloppy images are in the folder, a later proper run does not make them better.
-        sloppy = settings.sloppy or _is_sloppy(_read_description(output_dir))
+        sloppy = settings.sloppy or is_sloppy(output_dir)
         _write_if_changed(output_dir / "dataset_description.json", _json(dataset_description(settings, sloppy)))
         _write_if_changed(output_dir / ".bidsignore", BIDSIGNORE)
         _write_if_changed(output_dir / "README.md", README)
         _write_if_changed(output_dir / "participants.json", _json(PARTICIPANTS_JSON))
-        rows = [(f"desc-{desc}", f"{text}. {_SLOPPY}" if sloppy else text) for desc, text in DESCRIPTIONS.items()]
+        rows = [(f"desc-{desc}", f"{text}. {SLOPPY}" if sloppy else text) for desc, text in DESCRIPTIONS.items()]
         _write_if_changed(output_dir / "descriptions.tsv", tsv_text(("desc_id", "description"), rows))
 
 
@@ -155,7 +158,7 @@ def dataset_description(settings: Settings, sloppy: bool = False) -> dict[str, A
     source = _read_description(settings.bids_dir) or {}
     generator: dict[str, Any] = {"Name": "mmh", "Version": __version__}
     if sloppy:
-        generator["Description"] = _SLOPPY
+        generator["Description"] = SLOPPY
     container = _container()
     if container:
         generator["Container"] = container
@@ -260,13 +263,17 @@ def _read_description(folder: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else {}
 
 
-def _is_sloppy(description: Mapping[str, Any] | None) -> bool:
-    generators = (description or {}).get("GeneratedBy") or [{}]
-    return generators[0].get("Description") == _SLOPPY
+def is_sloppy(output_dir: Path) -> bool:
+    """Whether some image of the output folder was made with ``--sloppy``."""
+    generators = (_read_description(output_dir) or {}).get("GeneratedBy") or [{}]
+    return generators[0].get("Description") == SLOPPY
 
 
 def _container() -> dict[str, str] | None:
-    """The container this runs in, as its image says it in ``CONTAINER`` (a tag)."""
+    """The container this runs in, where its caller named it in ``CONTAINER`` (a tag).
+
+    Our image does not: the same data give the same bytes in and outside a container, and the provenance has its name.
+    """
     tag = os.environ.get("CONTAINER")
     if not tag:
         return None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -30,10 +28,6 @@ DECISIVE_SOFTWARE = (
     "deepbet",
     "intensity-normalization",
 )
-#: Set by our container image: its name and tag.
-CONTAINER_VARIABLE = "MMH_CONTAINER_IMAGE"
-
-_HEX_ID = re.compile(r"/(?:docker|overlay)-containers/([0-9a-f]{64})/|/containers/([0-9a-f]{64})/")
 
 
 @dataclass(frozen=True)
@@ -83,48 +77,6 @@ def software_versions() -> dict[str, str]:
     versions["Python"] = platform.python_version()
     versions["Platform"] = f"{platform.system()} {platform.machine()}"
     return versions
-
-
-def container_id(root: Path = Path("/"), environ: Mapping[str, str] | None = None) -> str | None:
-    """Which container this process runs in, as ``kind:name``, or None outside any.
-
-    Looks at, in this order: our image's own variable, Apptainer's and Singularity's variables,
-    ``/run/.containerenv`` (Podman) and ``/.dockerenv``. Without a name the container's id stands in, and
-    ``unknown`` where that cannot be read either.
-
-    Parameters
-    ----------
-    root
-        Root of the file system to look at.
-    environ
-        Variables, those of the process by default.
-    """
-    environ = os.environ if environ is None else environ
-    if environ.get(CONTAINER_VARIABLE):
-        return f"image:{environ[CONTAINER_VARIABLE]}"
-    for variable in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
-        if environ.get(variable):
-            return f"{variable.split('_')[0].lower()}:{environ[variable]}"
-    podman = root / "run" / ".containerenv"
-    if podman.exists():
-        named = re.search(r'^image="([^"]+)"', _read(podman), re.MULTILINE)
-        return f"podman:{named.group(1) if named else _id_in_mounts(root)}"
-    if (root / ".dockerenv").exists():
-        return f"docker:{_id_in_mounts(root)}"
-    return None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _id_in_mounts(root: Path) -> str:
-    """The engines mount files such as /etc/hostname out of a folder that is named after the container."""
-    found = _HEX_ID.search(_read(root / "proc" / "self" / "mountinfo"))
-    return next(name for name in found.groups() if name) if found else "unknown"
 
 
 def write_provenance(

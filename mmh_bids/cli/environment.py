@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
+import tempfile
 from pathlib import Path
 
 from mmh_bids.errors import UsageError
 
 
+def pin_linear_algebra() -> None:
+    """Let OpenBLAS take one code path on every processor with AVX2; to be called before numpy is imported.
+
+    It has one for each kind of processor, and their last digits differ: a registration carries those into the images.
+    A choice that somebody made stays.
+    """
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return
+    if flags and {"avx2", "fma"} <= set(flags[1].split()):
+        os.environ.setdefault("OPENBLAS_CORETYPE", "Haswell")
+
+
 def prepare_environment(work_dir: Path, threads: int = 1) -> None:
     """Point every library's cache into `work_dir`, switch network lookups off, limit the threads of a process.
 
-    A container's root may be read-only, its user unknown and HOME missing; nothing may depend on them. A
+    A container's root may be read-only, its user unknown, HOME and /tmp missing; nothing may depend on them. A
     TEMPLATEFLOW_HOME that is set stays. CUDA_VISIBLE_DEVICES is never touched.
     """
     caches = work_dir / "caches"
@@ -38,3 +54,7 @@ def prepare_environment(work_dir: Path, threads: int = 1) -> None:
     os.environ.setdefault("LOGNAME", str(os.getuid()))  # Nipype's SLURM plugin names jobs after it, and fails without
     if not os.access(os.environ.get("HOME", ""), os.W_OK):
         os.environ["HOME"] = str(caches)
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:  # a read-only Docker container has no /tmp to write to
+        os.environ["TMPDIR"] = str(caches)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmh_bids import __version__
-from mmh_bids.cli.environment import prepare_environment
+from mmh_bids.cli.environment import pin_linear_algebra, prepare_environment
 from mmh_bids.errors import EXIT_OK, EXIT_SOME_FAILED, MmhError, UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``mmh-evaluate``; returns its exit code, see `mmh_bids.errors`."""
+    pin_linear_algebra()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("mmh_bids").setLevel(logging.INFO)
     args = _parser().parse_args(argv)

@@ -6,10 +6,12 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mmh_bids import __version__
+from mmh_bids.cli.config_file import of_config
+from mmh_bids.cli.paths import derivative, input_path, model, output_path, target
+from mmh_bids.container import default_work_dir
 from mmh_bids.errors import BundleError, UsageError
 from mmh_bids.machine import available_cpus
 from mmh_bids.settings import Settings
@@ -62,28 +64,11 @@ def label(text: str) -> str:
     return re.sub(r"^(sub|ses)-", "", text.strip())
 
 
-def derivative(text: str) -> tuple[str, str]:
-    """``NAME=PATH`` or a bare path, whose folder name becomes the name."""
-    name, _, path = text.rpartition("=")
-    folder = Path(path).expanduser().resolve()
-    return name or folder.name, str(folder)
-
-
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number above 0."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
-
-
-def model(text: str) -> str:
-    """A shipped bundle's name stays; a folder becomes absolute, as the steps run in folders of their own."""
-    from mmh_bids.models.bundle import shipped_names
-
-    return text if not text or text in shipped_names() or not _path(text).is_dir() else str(_path(text))
 
 
 def method_of(model: str) -> str:
@@ -103,18 +88,6 @@ def method_of(model: str) -> str:
     return next((name for name in (Settings.method, "zscore", *methods) if name in methods), Settings.method)
 
 
-def target(text: str) -> str:
-    """``unified``, ``site:LABEL`` or ``image:`` with an absolute path.
-
-    >>> target("site:Utrecht"), target("image:/data/a.nii.gz")
-    ('site:Utrecht', 'image:/data/a.nii.gz')
-    """
-    if not re.fullmatch(r"unified|site:.+|image:.+", text):
-        raise argparse.ArgumentTypeError(f"'{text}': write unified, site:LABEL or image:PATH")
-    kind, _, path = text.partition(":")
-    return f"image:{_path(path)}" if kind == "image" else text
-
-
 def device(text: str) -> str:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
@@ -132,10 +105,10 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("bids_dir", type=_path, help="root of a valid BIDS dataset")
+    parser.add_argument("bids_dir", type=input_path, help="root of a valid BIDS dataset")
     parser.add_argument(
         "output_dir",
-        type=_path,
+        type=output_path,
         help="where the derivatives go; never inside the dataset but under derivatives/",
     )
     parser.add_argument(
@@ -171,7 +144,7 @@ def _selection(group: Any) -> None:
     add("--modalities", nargs="+", choices=["T1w", "T2w"], help="default: both")
     add(
         "--bids-filter-file",
-        type=_path,
+        type=input_path,
         metavar="FILE",
         help='JSON of pybids filters, {"t1w": {"acquisition": "mprage"}}',
     )
@@ -182,7 +155,7 @@ def _selection(group: Any) -> None:
     )
     add(
         "--bids-database-dir",
-        type=_path,
+        type=output_path,
         metavar="DIR",
         help="pybids database, made at first use; speeds up huge datasets",
     )
@@ -228,6 +201,19 @@ def _processing(group: Any) -> None:
         metavar="SPACE[:res-N]",
         help="also write in these template spaces; the input's own grid always is",
     )
+    add(
+        "--bids-mirror",
+        type=output_path,
+        metavar="DIR",
+        help="also write the dataset once more with harmonized whole heads under the raw names, as input of other "
+        "programs; implies --skull keep (docs/pipelines.md)",
+    )
+    add(
+        "--bids-mirror-files",
+        choices=["auto", "copy", "symlink"],
+        help="the mirror's other files: auto (default) hard links, or copies where the file system has none; copy; or "
+        "symlink to absolute paths",
+    )
     add("--random-seed", type=int, metavar="N", help="default 0")
 
 
@@ -236,11 +222,11 @@ def _resources(group: Any) -> None:
     add(
         "--nprocs",
         "--n-cpus",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="processes at a time (default: the cores you may use)",
     )
-    add("--omp-nthreads", type=_positive, metavar="N", help="threads of one step (default 1)")
+    add("--omp-nthreads", type=positive, metavar="N", help="threads of one step (default 1)")
     add(
         "--mem",
         dest="mem_gb",
@@ -251,7 +237,7 @@ def _resources(group: Any) -> None:
     add("--low-mem", action="store_true", help="one image at a time")
     add("--device", type=device, metavar="DEVICE", help="auto (default), cpu, cuda or cuda:N")
     add("--use-plugin", metavar="NAME", help="Nipype plugin (default MultiProc)")
-    add("--nipype-plugin-file", type=_path, metavar="FILE", help="JSON or YAML with plugin and plugin_args")
+    add("--nipype-plugin-file", type=input_path, metavar="FILE", help="JSON or YAML with plugin and plugin_args")
 
 
 def _flow(group: Any) -> None:
@@ -259,14 +245,15 @@ def _flow(group: Any) -> None:
     add(
         "-w",
         "--work-dir",
-        type=_path,
+        type=output_path,
         metavar="DIR",
-        help="intermediate files and caches (default: work, here); never inside the dataset",
+        help="intermediate files and caches (default: work, here; in the container image: output_dir/work); never "
+        "inside the dataset",
     )
     add("--clean-workdir", action="store_true", help="remove the intermediate files of images that are done")
     add(
         "--config-file",
-        type=_path,
+        type=input_path,
         metavar="FILE",
         help="TOML of an earlier run (OUT/logs/config-*.toml); flags win over it",
     )
@@ -319,48 +306,15 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
     given = vars(parser.parse_args(words))
     config = given.get("config_file")
     if config is not None:
-        given = _of_config(parser, config, [str(given["bids_dir"]), str(given["output_dir"]), "participant"]) | given
+        given = of_config(parser, config, [str(given["bids_dir"]), str(given["output_dir"]), "participant"]) | given
     for name in ("notrack", "config_file"):
         given.pop(name, None)
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     values["analysis_level"] = tuple(level for level in LEVELS if level in values["analysis_level"])
-    values.setdefault("work_dir", Path("work").absolute())
+    values.setdefault("work_dir", default_work_dir(values["output_dir"]))
     values.setdefault("nprocs", 1 if values.get("low_mem") else available_cpus())
+    if "bids_mirror" in values and values.setdefault("skull", "keep") != "keep":
+        raise UsageError("--bids-mirror: raw data are whole heads; leave --skull strip out, or give --skull keep")
     if "model" in values and "method" not in values:
         values["method"] = method_of(values["model"])
     return Settings(**values)
-
-
-def _of_config(parser: argparse.ArgumentParser, config: Path, folders: Sequence[str]) -> dict[str, Any]:
-    """Values of a configuration file, checked as if they had been typed as flags."""
-    words: list[str] = []
-    try:
-        for name, value in Settings.toml_values(config.read_text(encoding="utf-8")).items():
-            if name not in ("bids_dir", "output_dir", "analysis_level"):
-                words += _words(name, value)
-        return vars(parser.parse_args([*folders, *words]))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UsageError(f"--config-file {config}: cannot be read ({reason}); give a TOML file") from None
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--config-file {config}: a value is of the wrong kind ({error}); correct it") from None
-    except UsageError as error:
-        raise UsageError(f"--config-file {config}: {str(error).removeprefix('--config-file: ')}") from None
-
-
-def _words(name: str, value: Any) -> list[str]:
-    """A setting as it would be typed.
-
-    >>> _words("modalities", ("T1w", "T2w")), _words("mem_gb", 8.0), _words("sloppy", False)
-    (['--modalities', 'T1w', 'T2w'], ['--mem=8.000000G'], [])
-    """
-    flag = "--mem" if name == "mem_gb" else f"--{name.replace('_', '-')}"
-    if isinstance(value, bool):
-        return [flag] if value else []
-    if name == "verbose":
-        return [flag] * int(value)
-    if name == "derivatives":
-        return [flag, *("=".join(pair) for pair in value)] if value else []
-    if isinstance(value, tuple):
-        return [flag, *map(str, value)] if value else []
-    return [f"{flag}={value:f}G" if name == "mem_gb" else f"{flag}={value}"]

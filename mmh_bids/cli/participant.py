@@ -17,12 +17,14 @@ from mmh_bids.bids.calls import Begun
 from mmh_bids.bids.dataset import ImageStatus, record_images, write_dataset_files
 from mmh_bids.bids.derivatives import OutputPaths, harmonization_on_disk
 from mmh_bids.bids.discovery import discover
-from mmh_bids.bids.reuse import check_derivatives
+from mmh_bids.bids.mirror_dataset import start_mirror
+from mmh_bids.bids.reuse import check_derivatives, reuse_summary
 from mmh_bids.bids.run import Run
 from mmh_bids.bids.table import dry_run_table
 from mmh_bids.bids.tsv import read_tsv
 from mmh_bids.cli import records
 from mmh_bids.cli.batches import harmonize
+from mmh_bids.cli.mirror import write_mirror
 from mmh_bids.cli.plan import costs_of, estimate, mark_done, only_failed, plan
 from mmh_bids.cli.qc_fail import set_aside_unusable
 from mmh_bids.cli.start import at_work, no_room
@@ -61,10 +63,7 @@ def run_participants(settings: Settings) -> int:
     todo = [jobs[run.key] for run in runs if run.action == "harmonize"] if makes else []
     begun = [Begun(job.run, job.fingerprint) for job in todo]
     with at_work(settings, begun, {run.participant for run in runs}) as run_id:
-        try:
-            write_dataset_files(settings)
-        except OSError as error:
-            raise no_room(settings, error) from None
+        start_output(settings)
         if settings.boilerplate_only:
             records.write_boilerplate(settings, study, runs)
             return EXIT_OK
@@ -83,6 +82,7 @@ def _make(settings: Settings, study: Study, runs: Sequence[Run], todo: Sequence[
         record_images(settings, unfinished(runs, todo, settings, isinstance(error, KeyboardInterrupt)))
         raise
     fresh = [job.run for job in todo if job.run.key not in failures and job.run.key not in elsewhere]
+    say_not_reused(settings, fresh)
     excluded = set_aside_unusable(
         settings, [run for run in runs if run.action in ("harmonize", "done") and run.key not in failures]
     )
@@ -94,6 +94,7 @@ def _make(settings: Settings, study: Study, runs: Sequence[Run], todo: Sequence[
         lambda: record_images(settings, statuses),
         lambda: records.write_reports(settings, study, runs, failures),
         lambda: records.write_provenance_of(settings, study, fresh, run_id, started) if fresh else None,
+        lambda: write_mirror(settings),
     ):
         code = max(code, attempt(write, settings.output_dir))
     return conclude(statuses, code)
@@ -136,9 +137,37 @@ def echo(settings: Settings, study: Study, runs: Sequence[Run]) -> None:
         settings.method, study.bundle.name, settings.target, settings.nprocs, memory, settings.device,
         "; SLOPPY, for tests only" if settings.sloppy else "",
     )  # fmt: skip
+    if settings.derivatives:
+        usable = [run for run in runs if run.action in ("harmonize", "done")]
+        logger.info("--derivatives: %s", reuse_summary(usable, settings.derivatives))
     for run in runs:
         if run.action in ("skip", "fail"):
             logger.warning("%s: %s: %s", run.key, {"skip": "skipped", "fail": "FAILED"}[run.action], run.reason)
+
+
+def start_output(settings: Settings) -> None:
+    """Write the dataset-level files of the output folder, and of the mirror where one is asked for."""
+    try:
+        write_dataset_files(settings)
+    except OSError as error:
+        raise no_room(settings, error) from None
+    if settings.bids_mirror and not (settings.boilerplate_only or settings.reports_only):
+        try:
+            start_mirror(settings, settings.bids_mirror)
+        except OSError as error:
+            raise UsageError(
+                f"--bids-mirror {settings.bids_mirror}: cannot be written ({error.strerror or error}); choose another "
+                "folder, or make room and give yourself permission there"
+            ) from None
+
+
+def say_not_reused(settings: Settings, runs: Sequence[Run]) -> None:
+    """Say of which images another pipeline's transform was found but could not be used."""
+    for run in runs:
+        facts = harmonization_on_disk(OutputPaths(settings.output_dir, run))
+        why = facts.get("Registration", {}).get("NotReused")
+        if why:
+            logger.warning("%s: registered anew: %s", run.key, why)
 
 
 def unfinished(

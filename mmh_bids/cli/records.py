@@ -18,12 +18,12 @@ from mmh_bids.bids.inventory import recorded_images
 from mmh_bids.bids.provenance import (
     ActivityRecord,
     FileRecord,
-    container_id,
     software_versions,
     write_provenance,
 )
 from mmh_bids.bids.run import Action, Run
 from mmh_bids.cli.qc_fail import is_set_aside, reason_on_disk
+from mmh_bids.container import container_id
 from mmh_bids.errors import EXIT_OK, EXIT_SOME_FAILED
 from mmh_bids.files import sha256_file
 from mmh_bids.reports.boilerplate import MethodsFacts, methods_text, write_citations

@@ -10,7 +10,8 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 
-from mmh_bids.cli.environment import prepare_environment
+from mmh_bids.bids.mirror_dataset import check_mirror
+from mmh_bids.cli.environment import pin_linear_algebra, prepare_environment
 from mmh_bids.cli.parser import parse
 from mmh_bids.errors import EXIT_INTERNAL, EXIT_OK, EXIT_SOME_FAILED, MmhError, UsageError
 from mmh_bids.settings import Settings
@@ -20,6 +21,7 @@ logger = logging.getLogger("mmh")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``mmh`` and return its exit code; see `mmh_bids.errors` for what each means."""
+    pin_linear_algebra()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logger.setLevel(logging.INFO)
     logging.raiseExceptions = False  # a log on a full disk must not bury our message under tracebacks
@@ -117,6 +119,7 @@ def check_folders(settings: Settings) -> None:
         raise UsageError(f"--work-dir {settings.work_dir}: lies inside the dataset; choose a folder outside")
     if out == work:
         raise UsageError(f"--work-dir {settings.work_dir}: is the output folder; choose another")
+    check_mirror(settings)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ can be put side by side. Torch is only imported for the style embedding.
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 import zlib
@@ -246,8 +247,14 @@ def save_features(path: Path, features: Mapping[str, ImageFeatures]) -> Path:
             value = getattr(one, field.name)
             if value is not None:
                 arrays[f"{name}/{field.name}"] = np.asarray(value)
-    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        np.savez_compressed(stream, **arrays)
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            # numpy's own writer asks for 64-bit sizes, which every other Python notes otherwise in the file
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            stream = io.BytesIO()
+            np.lib.format.write_array(stream, np.asarray(array), allow_pickle=False)
+            archive.writestr(entry, stream.getvalue())
     return Path(path)
 
 

@@ -25,6 +25,8 @@ GOOD_OVERLAP = 0.93
 FEWEST_VOXELS = 200
 #: A transform that shrinks the brain's volume more than this is broken.
 SMALLEST_VOLUME_RATIO = 1e-3
+#: A warp that moves the brain farther (mm, root mean square) than this does what the affine beside it left undone.
+LARGEST_WARP_MM = 10.0
 
 
 @dataclass(frozen=True)
@@ -243,30 +245,87 @@ def register_rigid(fixed: Volume, moving: Volume) -> tuple[NDArray[np.float64], 
 
 
 def read_matrix(path: str) -> NDArray[np.float64]:
-    """4x4 RAS+ world map of an ITK transform file; a non-linear one is reduced to its best affine in the brain.
+    """4x4 RAS+ world map of an ITK transform file; one with a warp is reduced to its affine.
+
+    That is its affine stage (see `read_affine_part`), or where it has none, what fits it best in the brain.
 
     Raises
     ------
     ImageError
         No transform of three dimensions, or one that folds space flat.
     """
+    transform = _read(path)
+    matrix = _affine_part(transform)
+    return _checked(_fitted(transform) if matrix is None else matrix, path)
+
+
+def read_affine_part(path: str) -> NDArray[np.float64] | None:
+    """4x4 RAS+ world map of the affine that an ITK transform file holds, alone or before a warp.
+
+    A registration as fMRIPrep runs it leaves a composite of its affine stage and a displacement field. The affine
+    stage is an affine registration; the best affine fit of the field is not.
+
+    Returns
+    -------
+    None where the file holds no affine, or one that leaves the alignment to the warp (`LARGEST_WARP_MM`).
+
+    Raises
+    ------
+    ImageError
+        As `read_matrix`.
+    """
+    matrix = _affine_part(_read(path))
+    return None if matrix is None else _checked(matrix, path)
+
+
+def _affine_part(transform: sitk.Transform) -> NDArray[np.float64] | None:
+    if transform.IsLinear():
+        return matrix_of(transform)
+    linear = [part for part in _parts(transform) if part.IsLinear()]
+    if not linear:
+        return None
+    matrix = np.eye(4)
+    for part in linear:  # ITK applies what comes last first
+        matrix = matrix @ matrix_of(part)
+    points, moved = _in_the_brain(transform)
+    left = np.linalg.norm(moved - nib.affines.apply_affine(LPS @ matrix @ LPS, points), axis=1)
+    return matrix if np.sqrt((left**2).mean()) <= LARGEST_WARP_MM else None
+
+
+def _read(path: str) -> sitk.Transform:
     try:
         transform = sitk.ReadTransform(path)
     except RuntimeError:
         raise ImageError(f"{path}: missing, or no ITK transform; make it again, or drop its --derivatives") from None
-    matrix = _linear_part(transform) if transform.GetDimension() == 3 else np.zeros((4, 4))
+    if transform.GetDimension() != 3:
+        raise ImageError(f"{path}: no transform of three dimensions; make it again, or drop its --derivatives")
+    return transform
+
+
+def _checked(matrix: NDArray[np.float64], path: str) -> NDArray[np.float64]:
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < SMALLEST_VOLUME_RATIO:
         raise ImageError(f"{path}: this transform folds the brain flat; make it again, or drop its --derivatives")
     return matrix
 
 
-def _linear_part(transform: sitk.Transform) -> NDArray[np.float64]:
-    if transform.IsLinear():
-        return matrix_of(transform)
+def _parts(transform: sitk.Transform) -> list[sitk.Transform]:
+    """What a transform consists of, in ITK's order; files never hold composites of composites."""
+    if transform.GetTransformEnum() != sitk.sitkComposite:
+        return [transform]
+    composite = sitk.CompositeTransform(transform)
+    return [composite.GetNthTransform(index) for index in range(composite.GetNumberOfTransforms())]
+
+
+def _in_the_brain(transform: sitk.Transform) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Points (N, 3) all over the template's brain, LPS+ mm, and where `transform` moves them."""
     grid = np.stack(np.meshgrid(*[np.arange(-60.0, 61.0, 12.0)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    lps = nib.affines.apply_affine(LPS, grid + [0.0, -17.0, 5.0])
-    moved = np.array([transform.TransformPoint(point) for point in lps])
-    solution, *_ = np.linalg.lstsq(np.c_[lps, np.ones(len(lps))], moved, rcond=None)
+    points = nib.affines.apply_affine(LPS, grid + [0.0, -17.0, 5.0])
+    return points, np.array([transform.TransformPoint(point) for point in points])
+
+
+def _fitted(transform: sitk.Transform) -> NDArray[np.float64]:
+    points, moved = _in_the_brain(transform)
+    solution, *_ = np.linalg.lstsq(np.c_[points, np.ones(len(points))], moved, rcond=None)
     matrix = np.eye(4)
     matrix[:3] = solution.T
     return LPS @ matrix @ LPS

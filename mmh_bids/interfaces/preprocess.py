@@ -236,8 +236,6 @@ class _RegisterInput(BaseInterfaceInputSpec):
     mask_file = File(exists=True, mandatory=True)
     candidate_xfm = traits.Either(None, File(exists=True), desc="a transform to prefer if it measures as well")
     template_file = File(exists=True, desc="brain-only template; nilearn's ICBM152 2009a if not given")
-    reused_xfm = File(exists=True, desc="a transform of another pipeline; taken as it is, nothing is registered")
-    reused_orig = File(exists=True, desc="transform from the image to where reused_xfm begins (from-orig_to-T1w)")
     sloppy = traits.Bool(False, usedefault=True)
 
 
@@ -267,12 +265,6 @@ class RegisterToTemplate(SimpleInterface):
         from mmh_bids.image.grid import load_template
         from mmh_bids.image.registration import Volume, read_matrix, register_affine, similarity
 
-        if isdefined(self.inputs.reused_xfm):
-            matrix = read_matrix(self.inputs.reused_xfm)
-            if isdefined(self.inputs.reused_orig):
-                # ITK files map points the other way: template -> T1w space, then T1w space -> image
-                matrix = read_matrix(self.inputs.reused_orig) @ matrix
-            return matrix, {"Method": f"reused: {Path(self.inputs.reused_xfm).name}"}
         if isdefined(self.inputs.template_file):
             brain, grid = load(self.inputs.template_file)
         else:
@@ -293,6 +285,30 @@ class RegisterToTemplate(SimpleInterface):
             if value >= facts["MutualInformation"] - 0.01:
                 return borrowed, facts | {"Method": "T1w's transform through a rigid registration"}
         return matrix, facts
+
+
+class _ReuseTransformInput(_RegisterInput):
+    reused_xfm = File(exists=True, mandatory=True, desc="a transform of another pipeline, image to template, ITK")
+    reused_orig = File(exists=True, desc="transform from the image to where reused_xfm begins (from-orig_to-T1w)")
+
+
+class ReuseTransform(RegisterToTemplate):
+    """Take the affine of another pipeline's transform; only a file that holds none is replaced by a registration."""
+
+    input_spec = _ReuseTransformInput
+
+    def _matrix(self):
+        from mmh_bids.image.registration import read_affine_part, read_matrix
+
+        name = Path(self.inputs.reused_xfm).name
+        matrix = read_affine_part(self.inputs.reused_xfm)
+        if matrix is None:
+            matrix, facts = super()._matrix()
+            return matrix, facts | {"NotReused": f"{name}: holds a warp without the affine that comes before it"}
+        if isdefined(self.inputs.reused_orig):
+            # ITK files map points the other way: template -> T1w space, then T1w space -> image
+            matrix = read_matrix(self.inputs.reused_orig) @ matrix
+        return matrix, {"Method": f"reused: {name}{' (its affine)' if name.endswith('.h5') else ''}"}
 
 
 class _GridInput(BaseInterfaceInputSpec):

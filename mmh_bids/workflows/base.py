@@ -103,17 +103,15 @@ def init_image_wf(job: Job, study: Study, through_t1w: bool = False) -> pe.Workf
     preproc = _preproc(run.path, study, reusable, through_t1w)
     preproc.inputs.inputnode.in_file = str(run.path)
     harmonize = init_harmonize_anat_wf(
-        source_file=str(run.path), sequence=run.sequence, method=settings.method, model=study.model,
-        bundle_sha256=study.bundle.sha256, target=settings.target, site=run.site,
-        seed=settings.random_seed,
-        output_max=study.bundle.output_max, reference_quantiles=study.quantiles.get(run.sequence), skull=settings.skull,
-        with_reference=settings.target.startswith("image:"), method_gb=study.method_gb, device=settings.device,
-        lock_dir=str(study.lock_dir), volume_gb=volume, **_grid(study),
+        sequence=run.sequence, method=settings.method, target=settings.target, site=run.site,
+        seed=settings.random_seed, skull=settings.skull, with_reference=settings.target.startswith("image:"),
+        source_file=str(run.path), device=settings.device, lock_dir=str(study.lock_dir), volume_gb=volume,
+        facts=study.facts(run.sequence),
     )  # fmt: skip
     workflow.connect([
         (preproc, harmonize, [
-            ("outputnode.corrected", "inputnode.corrected"), ("outputnode.mask", "inputnode.mask"),
-            ("outputnode.xfm", "inputnode.xfm"),
+            ("outputnode.corrected", "inputnode.anat_preproc"), ("outputnode.mask", "inputnode.anat_mask"),
+            ("outputnode.xfm", "inputnode.anat2std_xfm"),
         ]),
         (preproc, outputnode, [
             ("outputnode.corrected", "corrected"), ("outputnode.mask", "mask"), ("outputnode.xfm", "xfm"),
@@ -151,7 +149,7 @@ def _connect_outputs(
             ("outputnode.corrected", "preproc"), ("outputnode.mask", "mask"), ("outputnode.xfm", "xfm"),
             ("outputnode.mask_facts", "mask_facts"), ("outputnode.xfm_facts", "xfm_facts"),
         ]),
-        (harmonize, write, [("outputnode.harmonized", "harmonized"), ("outputnode.qc_file", "qc_file")]),
+        (harmonize, write, [("outputnode.anat_harmonized", "harmonized"), ("outputnode.qc_file", "qc_file")]),
     ])  # fmt: skip
     if settings.method == "none":
         workflow.connect(harmonize, "outputnode.model_before", write, "model_file")
@@ -176,7 +174,7 @@ def _connect_outputs(
     workflow.connect([
         (preproc, figures, [("outputnode.corrected", "before"), ("outputnode.mask", "mask")]),
         (harmonize, figures, [
-            ("outputnode.harmonized", "after"), ("outputnode.qc_file", "qc_file"),
+            ("outputnode.anat_harmonized", "after"), ("outputnode.qc_file", "qc_file"),
             ("outputnode.model_before", "registration"),
         ]),
     ])  # fmt: skip
@@ -184,7 +182,7 @@ def _connect_outputs(
 
 def _connect_space(workflow, index, space, preproc, harmonize, merge, volume) -> None:
     to_space = pe.Node(ToSpace(template_file=str(space.grid)), name=f"to_space_{index}", mem_gb=node_gb(6, volume))
-    workflow.connect(harmonize, "outputnode.harmonized", to_space, "in_file")
+    workflow.connect(harmonize, "outputnode.anat_harmonized", to_space, "in_file")
     workflow.connect(to_space, "out_file", merge, f"in{index}")
     if space.brain is None:
         workflow.connect(preproc, "outputnode.xfm", to_space, "xfm_file")

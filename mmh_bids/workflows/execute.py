@@ -36,6 +36,7 @@ STEPS = {
     "coregister": "registered to the T1w",
     "correct_bias": "bias field corrected",
     "register": "registered to the template",
+    "reuse_xfm": "transform to the template reused",
     "harmonize": "harmonized",
     "transport": "change carried to the own grid",
     "write_derivatives": "derivatives written",

@@ -12,8 +12,9 @@ from mmh_bids.interfaces.preprocess import (
     ExtractBrain,
     RegisterToTemplate,
     ReuseMask,
+    ReuseTransform,
 )
-from mmh_bids.workflows.resources import BASE_GB, NETWORK_GB, node_gb
+from mmh_bids.workflows.resources import BASE_GB, NETWORK_GB, WARP_GB, node_gb
 
 
 def init_anat_preproc_wf(
@@ -47,7 +48,8 @@ def init_anat_preproc_wf(
         A T2w whose T1w is at hand: its mask and transform are borrowed through a rigid registration
         where that measures better.
     reuse_mask, reuse_xfm
-        The inputnode's ``mask_file``/``xfm_file`` come from another pipeline; no extraction/registration runs.
+        The inputnode's ``mask_file``/``xfm_file`` come from another pipeline: there is no ``extract_brain``, no
+        ``register``. (A composite without an affine is told only by reading it: ``reuse_xfm`` then registers.)
 
     Inputs
     ------
@@ -93,7 +95,12 @@ def init_anat_preproc_wf(
     correct_bias = pe.Node(
         CorrectBias(method=bias_correction, sloppy=sloppy), name="correct_bias", mem_gb=node_gb(7, volume_gb)
     )
-    register = pe.Node(RegisterToTemplate(sloppy=sloppy), name="register", mem_gb=node_gb(4, volume_gb, base=0.4))
+    register_gb = node_gb(4, volume_gb, base=0.4)
+    if reuse_xfm:
+        # a composite's displacement field comes with it
+        register = pe.Node(ReuseTransform(sloppy=sloppy), name="reuse_xfm", mem_gb=register_gb + WARP_GB)
+    else:
+        register = pe.Node(RegisterToTemplate(sloppy=sloppy), name="register", mem_gb=register_gb)
     workflow.connect([
         (inputnode, check, [("in_file", "in_file")]),
         (check, correct_bias, [("out_file", "in_file")]),

@@ -12,6 +12,8 @@ from mmh_bids.image.volume import CORRUPT
 BASE_GB = 0.2
 #: deepbet works on a fixed grid: its need hardly grows with the image.
 NETWORK_GB = 1.3
+#: The displacement field of a template with 1 mm voxels, as ITK holds it.
+WARP_GB = 0.5
 
 
 def volume_gb(path: Path) -> float:

@@ -32,6 +32,63 @@ class Space:
 
 
 @dataclass(frozen=True)
+class MethodFacts:
+    """What a method and its bundle say to the graph of one sequence.
+
+    Attributes
+    ----------
+    model, bundle_sha256
+        Bundle by name or folder, and its hash.
+    shape, affine
+        Voxels of the model grid, and its (4, 4) voxel -> RAS mm, as plain lists.
+    output_max
+        Value written for 1 of the target's scale.
+    reference_quantiles
+        Of the target's intensities in model units, if the bundle has them.
+    method_gb
+        Memory the method needs.
+    """
+
+    model: str
+    bundle_sha256: str
+    shape: tuple[int, int, int]
+    affine: list[list[float]]
+    output_max: float
+    reference_quantiles: list[float] | None
+    method_gb: float
+
+
+def method_facts(method: str, model: str, target: str, sequence: str) -> MethodFacts:
+    """Open the bundle `model` (empty: the one shipped for `method`) and check that it serves what is asked.
+
+    Raises
+    ------
+    UsageError
+        Unknown method, unusable bundle or target, or a sequence the method does not harmonize.
+    """
+    bundle = open_bundle(model or bundle_of(method))
+    bundle.require(method)
+    harmonizer = find_method(method).load(bundle, "cpu")
+    if sequence not in harmonizer.sequences:
+        raise UsageError(f"--method {method}: does not harmonize {sequence} images; choose another")
+    harmonizer.check_target(target, sequence)
+    quantiles = reference_quantiles(bundle, target, sequence)
+    return _facts(model or bundle_of(method), bundle, quantiles, harmonizer.mem_gb)
+
+
+def _facts(model: str, bundle: Bundle, quantiles: list[float] | None, method_gb: float) -> MethodFacts:
+    return MethodFacts(
+        model, bundle.sha256, bundle.shape, bundle.affine.tolist(), bundle.output_max, quantiles, method_gb
+    )
+
+
+def gpu_lock_dir() -> Path:
+    """Where processes queue for a GPU; on a node's own disk, as the GPU is the node's."""
+    # a folder for each user: nobody may write into another's
+    return Path(os.environ.get("TMPDIR") or "/tmp") / f"mmh-locks-{os.getuid()}"
+
+
+@dataclass(frozen=True)
 class Study:
     """Settings, opened bundle and templates of a call; all that needs no image is checked in `prepare`."""
 
@@ -76,9 +133,12 @@ class Study:
 
     @property
     def lock_dir(self) -> Path:
-        """Where processes queue for a GPU; on a node's own disk, as the GPU is the node's."""
-        # a folder for each user: nobody may write into another's
-        return Path(os.environ.get("TMPDIR") or "/tmp") / f"mmh-locks-{os.getuid()}"
+        """Where processes queue for a GPU."""
+        return gpu_lock_dir()
+
+    def facts(self, sequence: str) -> MethodFacts:
+        """What the graph of an image of `sequence` needs to know."""
+        return _facts(self.model, self.bundle, self.quantiles.get(sequence), self.method_gb)
 
     def fingerprint(self, run: Run, source_sha256: str, partner: str) -> str:
         """Hash of all that decides the outputs of `run`; `partner` stands for the T1w it may borrow from."""

@@ -16,7 +16,6 @@ from prov.model import (
 from mmh_bids.bids.provenance import (
     ActivityRecord,
     FileRecord,
-    container_id,
     software_versions,
     write_provenance,
 )
@@ -125,30 +124,3 @@ def test_versions_name_what_is_installed():
     versions = software_versions()
     assert versions["numpy"] == numpy.__version__
     assert {"mmh_bids", "SimpleITK", "Python", "Platform"} <= set(versions)
-
-
-@pytest.mark.parametrize(
-    ("files", "environ", "expected"),
-    [
-        ({}, {}, None),
-        ({}, {"APPTAINER_CONTAINER": "/i/mmh.sif"}, "apptainer:/i/mmh.sif"),
-        ({}, {"SINGULARITY_CONTAINER": "/i/mmh.sif"}, "singularity:/i/mmh.sif"),
-        ({".dockerenv": ""}, {"MMH_CONTAINER_IMAGE": "mmh:0.1.0"}, "image:mmh:0.1.0"),
-        ({".dockerenv": ""}, {}, "docker:unknown"),
-        (
-            {
-                ".dockerenv": "",
-                "proc/self/mountinfo": f"1 2 8:1 /var/lib/docker/containers/{'ab' * 32}/hostname /etc/h rw",
-            },
-            {},
-            f"docker:{'ab' * 32}",
-        ),
-        ({"run/.containerenv": 'engine="podman-4"\nimage="localhost/mmh:1"\n'}, {}, "podman:localhost/mmh:1"),
-        ({"run/.containerenv": ""}, {}, "podman:unknown"),
-    ],
-)
-def test_container(tmp_path, files, environ, expected):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert container_id(tmp_path, environ) == expected

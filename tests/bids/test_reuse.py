@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from releases import MNI, RELEASES, placed
 
-from mmh_bids.bids.reuse import Reusable, check_derivatives, find_reusable
+from mmh_bids.bids.reuse import Reusable, check_derivatives, find_reusable, reuse_summary
 from mmh_bids.bids.run import Run
 from mmh_bids.errors import UsageError
-
-MNI = "MNI152NLin2009cAsym"
 
 
 def run(name="sub-01_T1w"):
@@ -157,3 +156,67 @@ def test_a_folder_that_is_not_there(tmp_path):
     check_derivatives([("here", str(tmp_path))])
     with pytest.raises(UsageError, match=r"--derivatives gone=.*root"):
         check_derivatives([("here", str(tmp_path)), ("gone", str(tmp_path / "gone"))])
+
+
+# ---- the trees that releases of fMRIPrep and sMRIPrep leave -------------------------------------------------------
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("session", [None, "A"])
+def test_releases(dataset, release, session):
+    """Mask, transform to the template and the one from the original are found under every release's names."""
+    tree, expected = RELEASES[release]
+    given = dataset("given", *placed(tree, session))
+    name = f"sub-01_ses-{session}_run-01_T1w" if session else "sub-01_run-01_T1w"
+    found = find_reusable(run(name), [given])
+    prefix = f"sub-01_ses-{session}" if session else "sub-01"
+    assert names(found) == {field: end.replace("PREFIX", prefix) for field, end in expected.items()}
+    assert find_reusable(run("sub-01_acq-other_run-02_T1w"), [given]).mask_xfm is None
+
+
+def test_one_reference_for_all_sessions_under_the_names_before_1_2(dataset):
+    given = dataset(
+        "fmriprep",
+        "sub-01/anat/sub-01_T1w_brainmask.nii.gz",
+        f"sub-01/anat/sub-01_T1w_target-{MNI}_warp.h5",
+        "sub-01/ses-A/anat/sub-01_ses-A_T1w_space-orig_target-T1w_affine.txt",
+    )
+    found = find_reusable(run("sub-01_ses-A_T1w"), [given])
+    assert found.mask.name == "sub-01_T1w_brainmask.nii.gz"
+    assert found.mask_xfm.name == found.xfm_orig.name == "sub-01_ses-A_T1w_space-orig_target-T1w_affine.txt"
+    assert find_reusable(run("sub-01_ses-B_T1w"), [given]).mask_xfm is None
+
+
+def test_masks_in_the_space_of_a_template_or_of_another_series_are_left_alone(dataset):
+    other = dataset(
+        "fmriprep",
+        f"sub-01/anat/sub-01_space-{MNI}_desc-brain_mask.nii.gz",
+        f"sub-01/anat/sub-01_space-{MNI}_res-2_desc-brain_mask.nii.gz",
+        "sub-01/anat/sub-01_space-MNIInfant_cohort-1_desc-brain_mask.nii.gz",
+        f"sub-01/anat/sub-01_T1w_space-{MNI}_brainmask.nii.gz",
+        "sub-01/anat/sub-01_space-fsnative_desc-brain_mask.nii.gz",
+        "sub-01/func/sub-01_task-rest_space-T1w_desc-brain_mask.nii.gz",
+        f"sub-01/anat/sub-01_from-{MNI}_to-T1w_mode-image_xfm.h5",
+        "sub-01/anat/sub-01_from-T1w_to-MNIInfant+1_mode-image_xfm.h5",
+        "sub-01/anat/not a bids name_desc-brain_mask.nii.gz",
+    )
+    assert find_reusable(run(), [other]) == Reusable()
+
+
+def test_the_reference_t1w_is_a_space_of_its_own_name(dataset):
+    given = dataset("nibabies", "sub-01/anat/sub-01_space-T1w_desc-brain_mask.nii.gz")
+    assert find_reusable(run(), [given]).mask.name == "sub-01_space-T1w_desc-brain_mask.nii.gz"
+
+
+def test_zeros_that_fill_a_number_may_be_dropped(dataset):
+    given = dataset("a", "sub-01/anat/sub-01_run-2_desc-brain_mask.nii.gz")
+    assert find_reusable(run("sub-01_run-02_T1w"), [given]).mask
+    assert not find_reusable(run("sub-01_run-20_T1w"), [given]).mask
+    # a participant is named, not numbered
+    assert not find_reusable(run("sub-1_run-2_T1w"), [given]).mask
+
+
+def test_what_is_of_use_in_words(dataset):
+    given = dataset("fmriprep", *FMRIPREP)
+    runs = [run(), run("sub-02_T1w"), run("sub-02_T2w"), run("sub-03_T1w")]
+    assert reuse_summary(runs, [given]) == "brain masks for 2 of 4 image(s), transforms to a template for 1"

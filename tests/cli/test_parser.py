@@ -35,6 +35,8 @@ FLAGS = {
     "--skull keep": {"skull": "keep"},
     "--bias-correction none": {"bias_correction": "none"},
     "--output-spaces A B:res-2": {"output_spaces": ("A", "B:res-2")},
+    "--bids-mirror m": {"bids_mirror": Path.cwd() / "m", "skull": "keep"},
+    "--bids-mirror-files symlink": {"bids_mirror_files": "symlink"},
     "--random-seed 7": {"random_seed": 7},
     "--nprocs 3": {"nprocs": 3},
     "--n-cpus 3": {"nprocs": 3},
@@ -96,10 +98,14 @@ def test_underscores_are_accepted_for_hyphens_but_values_stay():
         ("--target image:", "--target: 'image:': write"),
         ("--device gpu", "--device: 'gpu': write auto, cpu, cuda or cuda:N"),
         ("--skull-strip maybe", "--skull-strip: invalid choice: 'maybe'"),
+        ("--bids-mirror m --skull strip", "--bids-mirror: raw data are whole heads; leave --skull strip out"),
+        ("--bids-mirror-files hard", "--bids-mirror-files: invalid choice: 'hard'"),
         ("--modalities FLAIR", "--modalities: invalid choice: 'FLAIR'"),
         ("--participant", "unrecognized arguments: --participant"),
         ("--random-seed x", "--random-seed: invalid int value: 'x'"),
         ("--fancy", "unrecognized arguments: --fancy"),
+        ("-w ~nobody-here/w", "--work-dir: '~nobody-here/w': this home directory is not known here; write the path"),
+        ("-d a=~nobody-here/w", "--derivatives: '~nobody-here/w': this home directory is not known here"),
     ],
 )
 def test_wrong_value_names_its_flag(words, message, capsys):

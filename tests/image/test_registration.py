@@ -18,6 +18,7 @@ from mmh_bids.image.registration import (
     itk_affine,
     matrix_of,
     overlap,
+    read_affine_part,
     read_matrix,
     register_affine,
     register_rigid,
@@ -264,6 +265,23 @@ def test_a_warp_is_reduced_to_its_affine(warp_file, fixed):
     path, affine = warp_file
     assert not sitk.ReadTransform(str(path)).IsLinear()
     assert surface_error(fixed, read_matrix(str(path)), affine) < 1.0
+
+
+def test_the_affine_stage_of_a_composite(warp_file, tmp_path):
+    path, affine = warp_file
+    np.testing.assert_allclose(read_affine_part(str(path)), affine, atol=1e-9)
+    warp = sitk.CompositeTransform(sitk.ReadTransform(str(path))).GetNthTransform(1)
+    sitk.WriteTransform(warp, str(tmp_path / "warp.h5"))
+    assert read_affine_part(str(tmp_path / "warp.h5")) is None
+
+
+def test_rigid_and_affine_stage_of_a_composite(warp_file, tmp_path):
+    path, affine = warp_file
+    rigid = about_the_centre((0, 7, 0), (4, 5, 6))
+    stages = sitk.CompositeTransform(sitk.ReadTransform(str(path)))
+    whole = sitk.CompositeTransform([itk_affine(rigid), *(stages.GetNthTransform(index) for index in range(2))])
+    sitk.WriteTransform(whole, str(tmp_path / "a.h5"))
+    np.testing.assert_allclose(read_affine_part(str(tmp_path / "a.h5")), rigid @ affine, atol=1e-9)
 
 
 def test_a_composite_of_linear_parts(tmp_path):

@@ -148,15 +148,61 @@ def test_a_reused_transform_is_taken_as_it_is(tmp_path):
     to_mni = nib.affines.from_matvec(np.eye(3) * 1.1, [3, 4, 5])
     files = written(tmp_path, image=(data, affine), mask=(mask, affine), xfm=to_mni, orig=ORIG_FROM_T1W)
     step = {"in_file": files["image"], "mask_file": files["mask"], "reused_xfm": files["xfm"]}
-    alone = preprocess.RegisterToTemplate(**step).run().outputs
+    alone = preprocess.ReuseTransform(**step).run().outputs
     np.testing.assert_allclose(read_matrix(alone.xfm_file), to_mni, atol=1e-9)
     assert alone.facts == {"Method": "reused: xfm.txt"}
-    both = preprocess.RegisterToTemplate(**step, reused_orig=files["orig"]).run().outputs
+    both = preprocess.ReuseTransform(**step, reused_orig=files["orig"]).run().outputs
     point = np.array([10.0, -20.0, 30.0])
     in_t1w = nib.affines.apply_affine(to_mni, point)
     np.testing.assert_allclose(
         nib.affines.apply_affine(read_matrix(both.xfm_file), point), nib.affines.apply_affine(ORIG_FROM_T1W, in_t1w)
     )
+
+
+def composite(path, *parts):
+    """An ITK composite of matrices and displacement fields, which are given as one displacement (mm) of everything."""
+    whole = sitk.CompositeTransform(3)
+    for part in parts:
+        if np.ndim(part) == 2:
+            whole.AddTransform(itk_affine(part))
+            continue
+        field = sitk.GetImageFromArray(np.zeros((20, 20, 20, 3)) + np.asarray(part, float), isVector=True)
+        field.SetSpacing([12.0] * 3)
+        field.SetOrigin([-114.0] * 3)
+        whole.AddTransform(sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64)))
+    sitk.WriteTransform(whole, str(path))
+    return str(path)
+
+
+def test_of_a_composite_only_the_affine_is_taken(tmp_path):
+    """Its affine stage to the digit, not what fits affine and warp together."""
+    data, mask, affine = ball()
+    to_mni = nib.affines.from_matvec(np.diag([1.1, 1.05, 0.95]), [3, 4, 5])
+    files = written(tmp_path, image=(data, affine), mask=(mask, affine), orig=ORIG_FROM_T1W)
+    file = composite(tmp_path / "xfm.h5", to_mni, (2.0, -3.0, 1.0))
+    step = {"in_file": files["image"], "mask_file": files["mask"], "reused_xfm": file}
+    alone = preprocess.ReuseTransform(**step).run().outputs
+    np.testing.assert_allclose(read_matrix(alone.xfm_file), to_mni, atol=1e-9)
+    assert alone.facts == {"Method": "reused: xfm.h5 (its affine)"}
+    both = preprocess.ReuseTransform(**step, reused_orig=files["orig"]).run().outputs
+    np.testing.assert_allclose(read_matrix(both.xfm_file), ORIG_FROM_T1W @ to_mni, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [[(1.0, 1.0, 1.0)], [np.eye(4), (9.0, 8.0, 7.0)]])
+def test_a_warp_without_its_affine_is_registered_anew(tmp_path, parts):
+    """The second: an affine is there, but all the alignment is the warp's."""
+    data, mask, affine = ball()
+    moved = affine.copy()
+    moved[:3, 3] += [6.0, -4.0, 3.0]
+    files = written(tmp_path, template=(np.where(mask, data, 0), affine), image=(data, moved), mask=(mask, moved))
+    file = composite(tmp_path / "from-T1w_xfm.h5", *parts)
+    step = {"in_file": files["image"], "mask_file": files["mask"], "template_file": files["template"], "sloppy": True}
+    made = preprocess.ReuseTransform(**step, reused_xfm=file).run().outputs
+    assert made.facts["NotReused"] == "from-T1w_xfm.h5: holds a warp without the affine that comes before it"
+    assert made.facts["Method"] == "affine, own registration"
+    centre = nib.affines.apply_affine(affine, [19, 22, 17])
+    there = nib.affines.apply_affine(read_matrix(made.xfm_file), centre)
+    np.testing.assert_allclose(there, centre + [6.0, -4.0, 3.0], atol=1.0)
 
 
 def test_no_bias_correction_passes_the_file_on(tmp_path):

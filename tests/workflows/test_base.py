@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nipype.interfaces.utility import IdentityInterface
+from releases import DESCRIPTIONS, RELEASES, placed
 
 from mmh_bids.bids.derivatives import OutputPaths
 from mmh_bids.bids.discovery import discover
@@ -199,16 +200,40 @@ def test_a_reused_mask_replaces_the_network(layout):
     assert Path(entry.inputs.mask_xfm).name == Path(ORIG).name
     assert feeds(graph, "anat_preproc_wf.inputnode", "mask_file", "reuse_mask", "mask_file")
     assert feeds(graph, "anat_preproc_wf.inputnode", "mask_xfm", "reuse_mask", "xfm_file")
-    assert not feeds(graph, "anat_preproc_wf.inputnode", "xfm_file", "register", "reused_xfm")
 
 
-def test_a_reused_transform_reaches_the_registration_with_what_leads_to_it(layout):
+def test_a_reused_transform_replaces_the_registration(layout):
     _, _, graph = layout("sub-01_T1w", files=[T1W_XFM, ORIG])
-    assert feeds(graph, "anat_preproc_wf.inputnode", "xfm_file", "anat_preproc_wf.register", "reused_xfm")
-    assert feeds(graph, "anat_preproc_wf.inputnode", "xfm_orig", "anat_preproc_wf.register", "reused_orig")
+    assert steps_of(graph, "sub_01_T1w") == EVERY_IMAGE - {"register"} | {"reuse_xfm"}
+    assert feeds(graph, "anat_preproc_wf.inputnode", "xfm_file", "anat_preproc_wf.reuse_xfm", "reused_xfm")
+    assert feeds(graph, "anat_preproc_wf.inputnode", "xfm_orig", "anat_preproc_wf.reuse_xfm", "reused_orig")
+    assert feeds(graph, "anat_preproc_wf.reuse_xfm", "xfm_file", "model_grid", "xfm_file")
     entry = entry_of(graph)
     assert Path(entry.inputs.xfm_file).name == Path(T1W_XFM).name
     assert Path(entry.inputs.xfm_orig).name == Path(ORIG).name
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("session", [None, "A"])
+def test_no_brain_is_extracted_beside_the_tree_of_any_release(layout, release, session):
+    """The tree of fMRIPrep or sMRIPrep as it is: neither deepbet nor a registration is in the graph."""
+    prefix = f"sub-01_ses-{session}" if session else "sub-01"
+    tree, expected = RELEASES[release]
+    files = placed(tree, session) + ([f"{tree[0]}dataset_description.json"] if DESCRIPTIONS[release] else [])
+    _, _, graph = layout(f"{prefix}_run-1_T1w", files=files)
+    key = f"{prefix}_run-1_T1w".replace("-", "_")
+    assert steps_of(graph, key) == EVERY_IMAGE - {"extract_brain", "register"} | {"reuse_mask", "reuse_xfm"}
+    entry = entry_of(graph)
+    for field, name in (("mask_file", "mask"), ("mask_xfm", "mask_xfm"), ("xfm_file", "xfm"), ("xfm_orig", "xfm_orig")):
+        assert Path(getattr(entry.inputs, field)).name == expected[name].replace("PREFIX", prefix)
+
+
+def test_only_the_t2w_looks_for_its_brain_beside_fmriprep(layout):
+    """fMRIPrep leaves no mask of the T2w: its own brain is found, then the T1w's mask is borrowed as ever."""
+    files = placed(RELEASES["fMRIPrep 23.2"][0])
+    _, _, graph = layout("sub-01_run-1_T1w", "sub-01_T2w", files=files)
+    assert not {"extract_brain", "register"} & steps_of(graph, "sub_01_run_1_T1w")
+    assert steps_of(graph, "sub_01_T2w") == EVERY_IMAGE | {"coregister"}
 
 
 def test_a_t2w_with_mask_and_transform_of_its_own_borrows_nothing(layout):
@@ -217,8 +242,8 @@ def test_a_t2w_with_mask_and_transform_of_its_own_borrows_nothing(layout):
         "sub-01/anat/sub-01_from-T2w_to-MNI152NLin2009aSym_mode-image_xfm.txt",
     ]
     _, _, graph = layout("sub-01_T1w", "sub-01_T2w", files=own)
-    assert steps_of(graph, "sub_01_T2w") == EVERY_IMAGE - {"extract_brain"} | {"reuse_mask"}
-    assert "extract_brain" in steps_of(graph, "sub_01_T1w")
+    assert steps_of(graph, "sub_01_T2w") == EVERY_IMAGE - {"extract_brain", "register"} | {"reuse_mask", "reuse_xfm"}
+    assert {"extract_brain", "register"} < steps_of(graph, "sub_01_T1w")
 
 
 def test_skip_asks_for_no_network(layout):

@@ -11,10 +11,7 @@ from mmh_bids.workflows.harmonize import init_harmonize_anat_wf
 from mmh_bids.workflows.preproc import init_anat_preproc_wf
 from mmh_bids.workflows.resources import node_gb
 
-HARMONIZE = {
-    "source_file": "a", "sequence": "T1w", "method": "zscore", "model": "classic", "bundle_sha256": "0",
-    "shape": (4, 5, 6), "affine": [[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
-}  # fmt: skip
+HARMONIZE = {"sequence": "T1w", "method": "zscore"}
 FACTORIES = {
     "preproc": (init_anat_preproc_wf, {"source_file": "a"}),
     "preproc of a T2w": (init_anat_preproc_wf, {"source_file": "a", "through_t1w": True, "name": "t2w_wf"}),
@@ -66,7 +63,8 @@ def test_names_are_those_of_the_variables(name):
     for node in factory(**arguments)._graph.nodes():
         made = re.search(rf'(\w+) = pe\.Node\((?:(?!pe\.Node).)*name="{node.name}"', source, re.DOTALL)
         assert made, node.name
-        assert made[1] in (node.name, "brain"), node.name
+        # a variable that holds either of two nodes has the name of neither
+        assert made[1] in (node.name, "brain", "register"), node.name
 
 
 @pytest.mark.parametrize("name", FACTORIES)
