@@ -220,7 +220,7 @@ sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light beside th
 # Heads and scanners that nothing was trained on; the standards of zscore-to-P are learned from the study itself.
 STUDY := build/study
 STUDY_METHODS := none zscore nyul mmh-light
-evaluate-study: env  ## mmh-evaluate on a simulated study, four people on three scanners, T1w; a quarter of an hour on two cores, resumes
+evaluate-study: env  ## mmh-evaluate on a simulated study, four people on three scanners, T1w; 20 minutes of CPU, resumes
 	@mkdir -p $(STUDY)
 	test -e $(STUDY)/simulated || { \
 	  $(BIN)/mmh-simulate heads $(STUDY)/raw --modalities T1w --scanners P Q R --overwrite \
