@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -85,7 +86,8 @@ def image_record(run: Run, settings: Settings, failures: Mapping[str, str]) -> I
 def write_reports(settings: Settings, study: Study, runs: Sequence[Run], failures: Mapping[str, str]) -> int:
     """One HTML page a participant, and the methods text; the exit code says whether all could be written."""
     write_boilerplate(settings, study, runs)
-    software = software_versions()
+    # a page says what decides its bytes, which Python's last digit does not; the provenance has it
+    software = software_versions() | {"Python": ".".join(platform.python_version_tuple()[:2])}
     code = EXIT_OK
     for participant in dict.fromkeys(run.participant for run in runs):
         own = [run for run in runs if run.participant == participant]
