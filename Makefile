@@ -208,10 +208,7 @@ browser-test: env-test $(VENV)/.installed-browser  ## every report page in headl
 benchmark-evaluation: env-test  ## where the measures behind the verdicts of mmh-evaluate lie, on outputs in $$(FOLDERS)
 	$(BIN)/python benchmarks/evaluation_thresholds.py $(FOLDERS)
 
-evaluate-descriptor: env  ## make boutiques.json again from the app's own parser
-	$(BIN)/python -m mmh_bids.cli.descriptor boutiques.json
-
-sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light beside the controls
+evaluate-sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light beside the controls
 	for method in none nyul mmh-light; do \
 	  $(BIN)/mmh data/ds-sample build/evaluation/$$method participant --method $$method -w build/evaluation/work || exit 1; done
 	$(BIN)/mmh-evaluate data/ds-sample build/evaluation/out \
