@@ -53,7 +53,7 @@ test-real: env-test  ## the longer tests that need the data in $MMH_SHARED
 	@test -d "$(MMH_SHARED)/data" || { echo "error: no data under $(MMH_SHARED): set MMH_SHARED" >&2; exit 1; }
 	$(BIN)/python -m pytest -q -n $(JOBS) -m slow -k real
 
-cluster-test: env-test  ## a real Slurm: a study as an array, killed and requeued tasks, eight tasks at once; a training; needs sbatch, under 20 minutes
+cluster-test: env-test  ## a real Slurm: a study as an array, killed and requeued tasks, eight tasks at once; a training; needs sbatch; half an hour
 	@command -v sbatch >/dev/null || { echo "error: no sbatch: run this where Slurm is" >&2; exit 1; }
 	$(BIN)/python -m pytest -q -m cluster
 
@@ -208,10 +208,7 @@ browser-test: env-test $(VENV)/.installed-browser  ## every report page in headl
 benchmark-evaluation: env-test  ## where the measures behind the verdicts of mmh-evaluate lie, on outputs in $$(FOLDERS)
 	$(BIN)/python benchmarks/evaluation_thresholds.py $(FOLDERS)
 
-evaluate-descriptor: env  ## make boutiques.json again from the app's own parser
-	$(BIN)/python -m mmh_bids.cli.descriptor boutiques.json
-
-sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light beside the controls
+evaluate-sample: env  ## mmh-evaluate on the sample dataset: nyul and mmh-light beside the controls
 	for method in none nyul mmh-light; do \
 	  $(BIN)/mmh data/ds-sample build/evaluation/$$method participant --method $$method -w build/evaluation/work || exit 1; done
 	$(BIN)/mmh-evaluate data/ds-sample build/evaluation/out \
