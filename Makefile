@@ -24,7 +24,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q -c $(CONSTRAINTS)
 METADATA := setup.cfg pyproject.toml $(CONSTRAINTS)
 
-.PHONY: help demo test test-slow test-real cluster-test kill-test container-test image lint types validate descriptor sample picture \
+.PHONY: help demo test test-slow test-long test-real cluster-test kill-test container-test image lint types validate descriptor sample picture \
 	benchmark-registration benchmark-brain benchmark-time benchmark-methods benchmark-real benchmark-real-multisite \
 	benchmark-travelling benchmark-parts benchmark-diffusion benchmark-training-data benchmark-paper \
 	train-light train-looks train-diffusion train-encoder benchmark-target benchmark-looks benchmark-style benchmark-group benchmark-evaluation evaluate-sample \
@@ -49,6 +49,9 @@ test: env-test  ## environment for the tests, unit tests and doctests
 test-slow: env-test  ## the longer tests
 	$(BIN)/python -m pytest -q -n $(JOBS) -m slow
 
+test-long: env-test  ## those that take minutes: the mirror of the sample dataset, calls killed at some places; not in CI
+	$(BIN)/python -m pytest -q -n $(JOBS) -m long
+
 test-real: env-test  ## the longer tests that need the data in $MMH_SHARED
 	@test -d "$(MMH_SHARED)/data" || { echo "error: no data under $(MMH_SHARED): set MMH_SHARED" >&2; exit 1; }
 	$(BIN)/python -m pytest -q -n $(JOBS) -m slow -k real
@@ -58,7 +61,7 @@ cluster-test: env-test  ## a real Slurm: a study as an array, killed and requeue
 	$(BIN)/python -m pytest -q -m cluster
 
 kill-test: env-test  ## kill a call at twenty places and give it again: the same bytes
-	MMH_KILLS=20 $(BIN)/python -m pytest -q -s -m slow tests/cli/test_killed.py
+	MMH_KILLS=20 $(BIN)/python -m pytest -q -s -m "slow or long" tests/cli/test_killed.py
 
 ENGINE = $(or $(MMH_CONTAINER_ENGINE),$(shell command -v docker || command -v podman))
 MMH_VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' mmh_bids/__init__.py)

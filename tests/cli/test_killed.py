@@ -62,7 +62,7 @@ def _words(process):
         return []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300 + 120 * KILLS)
 def test_killed_and_given_again_it_ends_at_the_same_bytes(study, tmp_path):
     root, undisturbed, words, work, _ = study

@@ -204,7 +204,7 @@ def test_jobs_that_share_output_and_mirror(study, tmp_path):
     assert len(rows) == len(SOURCES) and all("\tharmonized\t" in row for row in rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_mirror_of_the_sample(repo_root, tmp_path):
     """Valid for the BIDS validator and pybids; heads with their skulls on the raw grids; the raw data untouched."""
     from bids.layout import BIDSLayout
