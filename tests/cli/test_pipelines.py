@@ -178,7 +178,7 @@ def test_what_others_ask_pybids_for_is_found_once(study):
     assert xfm.endswith("from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.txt")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_jobs_that_share_output_and_mirror(study, tmp_path):
     """One job a session and participant, all at once, leave what one call leaves, byte for byte."""
     root, _, words, *_ = study
