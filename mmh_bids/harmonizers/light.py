@@ -22,7 +22,7 @@ from mmh_bids.errors import BundleError, ImageError
 from mmh_bids.harmonizers.base import SEQUENCES, Reference, Result, check_known, check_shapes
 from mmh_bids.harmonizers.levelling import CEILING, RIM_MM, levelled
 from mmh_bids.harmonizers.moments import brain_moments, match_moments
-from mmh_bids.harmonizers.people import cubes, deviation, tissue_logs, with_person
+from mmh_bids.harmonizers.people import CUBE, deviation, tissue_logs, with_person
 from mmh_bids.harmonizers.standard import brain_values
 from mmh_bids.image.intensity import fit_monotone_map
 from mmh_bids.image.levels import TISSUES
@@ -210,10 +210,13 @@ class MmhLight:
         known = self.bundle.card["sequences"][sequence].get("sites", {}).get(site)
         if known is None:
             return None
+        from mmh_bids.models.shrink import shrink_brain
+
         even, _ = evened(np.where(mask, image, 0), mask, self.bundle.affine)
-        (small, inside), (before, _) = cubes(even, mask), cubes(settled, mask)
+        (small, inside), (before, _) = (shrink_brain(values, mask, CUBE) for values in (even, settled))
+        arrays = (one[0, 0].numpy() for one in (small, before, inside))
         try:
-            return deviation(tissue_logs(small, before, inside, self.levels(sequence)), known["tissues"])
+            return deviation(tissue_logs(*arrays, self.levels(sequence)), known["tissues"])
         except ImageError:
             return None
 

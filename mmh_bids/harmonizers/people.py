@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mmh_bids.errors import ImageError
 from mmh_bids.image.intensity import fit_monotone_map
 
-#: Voxels along each edge of the cubes that noise is averaged over, as training does.
+#: Voxels along each edge of the cubes that noise is averaged over, here and where a look is trained.
 CUBE = 2
 #: People of a site below which its mean is not taken for the site's.
 FEWEST = 3
@@ -37,7 +37,7 @@ def tissue_logs(
     Parameters
     ----------
     image, unified
-        (X, Y, Z), the image without its field, and the same in the unified look; averaged over cubes (`cubes`).
+        (X, Y, Z), the image without its field, and the same in the unified look; averaged over cubes of `CUBE` voxels.
     mask
         (X, Y, Z) bool, brain.
     levels
@@ -63,28 +63,6 @@ def tissue_logs(
     if not (np.isfinite(values).all() and values.min() > 0):
         raise ImageError("grey and white matter cannot be told apart")
     return np.log(np.asarray(values, float))
-
-
-def cubes(volume: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Average the brain's voxels over cubes; the brain is where at least half of a cube was.
-
-    The same as `mmh_bids.training.volumes.shrink`, without torch.
-
-    Examples
-    --------
-    >>> brain = np.zeros((4, 4, 4), bool)
-    >>> brain[:2, :2, :1] = brain[2, 2, 2] = True
-    >>> small, inside = cubes(np.where(brain, np.float32(3), 0), brain)
-    >>> float(small[0, 0, 0]), float(small[1, 1, 1]), int(inside.sum())
-    (3.0, 0.0, 1)
-    """
-    sides = [size // CUBE for size in mask.shape]
-    box = tuple(slice(0, side * CUBE) for side in sides)
-    shape = [number for side in sides for number in (side, CUBE)]
-    total = np.where(mask, volume, 0)[box].reshape(shape).sum(axis=(1, 3, 5), dtype=np.float64)
-    count = mask[box].reshape(shape).sum(axis=(1, 3, 5))
-    inside = count * 2 >= CUBE**3
-    return np.where(inside, total / np.maximum(count, 1), 0).astype(np.float32), inside
 
 
 def site_mean(people: Iterable[Sequence[NDArray[np.float64]]]) -> tuple[list[float], int] | None:

@@ -22,17 +22,19 @@ from mmh_bids.errors import UsageError
 from mmh_bids.evaluation.agreement import wasserstein1
 from mmh_bids.harmonizers.base import SEQUENCES
 from mmh_bids.harmonizers.light import MmhLight, evened
+from mmh_bids.harmonizers.people import CUBE
 from mmh_bids.image.intensity import MonotoneMap, fit_monotone_map
 from mmh_bids.models.look import BRIGHTEST, Looks
+from mmh_bids.models.shrink import shrink_brain
 from mmh_bids.models.style import TriPlanarEncoder
 from mmh_bids.training.evenness import evenness
 from mmh_bids.training.share import Share
 from mmh_bids.training.standards import Sample
 from mmh_bids.training.style_losses import EDGES, displacement_loss, displacement_weight, multiscale_gradient_loss
-from mmh_bids.training.volumes import read_volume, shrink
+from mmh_bids.training.volumes import read_volume
 
 #: Voxels of 1 mm averaged along each axis: noise that stage 1 left in both images would teach a look to keep it.
-FACTOR = 2
+FACTOR = CUBE
 #: Steps of style reconstruction for each one of style transfer (the paper's eight passes over the target's images).
 RECONSTRUCTIONS = 8
 #: What `removed_pair` does; counted up with every change that makes pairs in a cache those of another stage 1.
@@ -59,9 +61,7 @@ def removed_pair(sample: Sample, harmonizer: MmhLight) -> dict[str, torch.Tensor
     even, _ = evened(whole, brain, harmonizer.bundle.affine)
     pair = {}
     for name, values in (("image", even), ("removed", removed)):
-        # only the brain counts in the mean of a cube, whatever the values in it
-        small, mask = shrink(torch.from_numpy(np.where(brain, np.maximum(values, 1e-6), 0))[None, None].float(), FACTOR)
-        pair[name] = small
+        pair[name], mask = shrink_brain(values, brain, FACTOR)
     return pair | {"mask": mask.to(torch.uint8)}
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from mmh_bids.errors import ImageError
 from mmh_bids.models.gradient import gradient_condition
+from mmh_bids.models.shrink import shrink
 from mmh_bids.models.unet import SEQUENCE_CLASS, to_signed
 from mmh_bids.training.standards import Sample
 
@@ -79,34 +79,6 @@ def read_volume(path: Path) -> torch.Tensor:
     if not data.any():
         raise ImageError(f"{path}: is zero everywhere, so there is no brain in it; {_AGAIN}")
     return torch.from_numpy(np.ascontiguousarray(data))[None, None]
-
-
-def shrink(volume: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Average cubes of `factor` voxels; the brain is where it was above zero in at least half of a cube.
-
-    Parameters
-    ----------
-    volume
-        (1, 1, X, Y, Z) in [0, 1], zero outside the brain. Planes at an axis's end that fill no cube are dropped.
-
-    Returns
-    -------
-    volume, mask
-        (1, 1, X / factor, ...) float32, zero outside the mask, and bool.
-
-    Examples
-    --------
-    >>> small, mask = shrink(torch.ones(1, 1, 4, 4, 5), 2)
-    >>> small.shape, bool(mask.all())
-    (torch.Size([1, 1, 2, 2, 2]), True)
-    """
-    mask = volume > 0
-    if factor == 1:
-        return volume, mask
-    share = functional.avg_pool3d(mask.float(), factor)
-    mask = share >= 0.5
-    # the mean over the brain's part of each cube: its edge would be darker otherwise
-    return functional.avg_pool3d(volume, factor) / share.clamp_min(1e-6) * mask, mask
 
 
 def prepare(sample: Sample, factor: int = 1) -> Volume:

@@ -7,8 +7,9 @@ import torch
 
 from mmh_bids.errors import ImageError
 from mmh_bids.models.gradient import gradient_condition
+from mmh_bids.models.shrink import shrink, shrink_brain
 from mmh_bids.training.standards import Sample
-from mmh_bids.training.volumes import Volume, prepare, read_volume, shrink
+from mmh_bids.training.volumes import Volume, prepare, read_volume
 
 
 @pytest.fixture
@@ -99,3 +100,15 @@ def test_a_brain_that_is_too_small_for_the_factor_is_refused(make_nifti):
     assert isinstance(nib.load(path), nib.Nifti1Image)
     with pytest.raises(ImageError, match="speck.nii.gz: its brain vanishes"):
         prepare(Sample(path, "T1w", None), 4)
+
+
+def test_zeros_within_a_mask_count_as_brain():
+    brain = np.zeros((4, 4, 4), bool)
+    brain[:2, :2, :2] = brain[2, 2, 2] = True
+    values = np.zeros((4, 4, 4), np.float32)
+    values[0] = 0.6
+    small, mask = shrink_brain(values, brain, 2)
+    assert mask.sum() == 1 and mask[0, 0, 0, 0, 0]
+    assert float(small[0, 0, 0, 0, 0]) == pytest.approx(0.3, abs=1e-5) and float(small.sum()) == pytest.approx(
+        0.3, abs=1e-5
+    )
