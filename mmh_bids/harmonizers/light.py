@@ -213,10 +213,11 @@ class MmhLight:
         from mmh_bids.models.shrink import shrink_brain
 
         even, _ = evened(np.where(mask, image, 0), mask, self.bundle.affine)
-        (small, inside), (before, _) = (shrink_brain(values, mask, CUBE) for values in (even, settled))
-        arrays = (one[0, 0].numpy() for one in (small, before, inside))
+        (small, inside), (before, _) = (
+            [one[0, 0].numpy() for one in shrink_brain(values, mask, CUBE)] for values in (even, settled)
+        )
         try:
-            return deviation(tissue_logs(*arrays, self.levels(sequence)), known["tissues"])
+            return deviation(tissue_logs(small, before, inside, self.levels(sequence)), known["tissues"])
         except ImageError:
             return None
 
