@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
@@ -15,7 +14,7 @@ from typing import Any
 
 from traits.api import TraitError
 
-from mmh_bids.bids.derivatives import OutputPaths, sidecar_path
+from mmh_bids.bids.derivatives import OutputPaths, read_sidecar, sidecar_path
 from mmh_bids.errors import ImageError, UsageError
 from mmh_bids.files import atomic_write, temporary_prefix
 from mmh_bids.machine import available_gb
@@ -122,9 +121,10 @@ class Executor:
         """Whether the image's last file is there and belongs to this job."""
         path = sidecar_path(OutputPaths(self.study.settings.output_dir, job.run).harmonized())
         try:
-            return json.loads(path.read_text())["Harmonization"]["Fingerprint"] == job.fingerprint
-        except (OSError, ValueError, KeyError):
+            facts = read_sidecar(path).get("Harmonization")
+        except ImageError:
             return False
+        return isinstance(facts, dict) and facts.get("Fingerprint") == job.fingerprint
 
     def _configure(self) -> None:
         from nipype import config

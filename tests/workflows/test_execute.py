@@ -12,7 +12,7 @@ import pytest
 from nipype.interfaces.utility import Function
 from nipype.pipeline import engine as pe
 
-from mmh_bids.bids.derivatives import OutputPaths
+from mmh_bids.bids.derivatives import OutputPaths, sidecar_path
 from mmh_bids.bids.run import Run
 from mmh_bids.errors import ImageError, UsageError
 from mmh_bids.interfaces.child import run_child
@@ -251,3 +251,24 @@ def test_unknown_plugin():
 )
 def test_message_of_a_crash_file(text, expected):
     assert message_of(text, Path("/w")) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ('{"Harmonization": {"Fingerprint": "f"}}', True),
+        ('{"Harmonization": {"Fingerprint": "g"}}', False),
+        ('{"Harmonization": null}', False),
+        ("[1]", False),
+        ("{", False),
+        (None, False),
+    ],
+)
+def test_an_image_is_complete_once_its_sidecar_is_that_of_the_job(tmp_path, text, whole):
+    run = Run(tmp_path / "sub-01_T1w.nii.gz", "T1w", {"sub": "01"})
+    path = sidecar_path(OutputPaths(tmp_path, run).harmonized())
+    path.parent.mkdir(parents=True)
+    if text is not None:
+        path.write_text(text)
+    executor = SimpleNamespace(study=SimpleNamespace(settings=SimpleNamespace(output_dir=tmp_path)))
+    assert Executor.is_complete(executor, Job(run, "f", "s")) is whole
