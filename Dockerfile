@@ -1,7 +1,7 @@
 # The container image of mmh. Stages: deps (everything but mmh), wheel, templates, app, tests, and the image itself, which is app.
 #
 #   docker build -t mmh:0.1.0 .                                                 CUDA build of PyTorch, as pip finds it
-#   docker build -t mmh:0.1.0-cpu --build-arg TORCH_PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" .
+#   docker build -t mmh:0.1.0-cpu --build-arg TORCH_PIP_ARGS="--index-url ..." .   another build: docs/install.md
 #   docker build -t mmh:tests --target tests .                                  with the tests: docker run --rm mmh:tests
 #
 # docs/containers.md tells the rest. No here-documents, no COPY --link: podman 4.3 refuses them.

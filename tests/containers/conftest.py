@@ -2,20 +2,19 @@
 
 MMH_CONTAINER_ENGINE is the engine's command (default: docker, else podman). MMH_CONTAINER_BUILD is how it builds, with
 ``{tag}`` and ``{context}`` (default: ``ENGINE build -t {tag} {context}``). MMH_IMAGE is an image that is there already:
-nothing is built or removed then. TORCH_PIP_ARGS chooses the build of PyTorch (default: pytorch.org's CPU build, beside
-what pip finds by itself).
+nothing is built or removed then. TORCH_PIP_ARGS chooses the build of PyTorch, as for ``make image``; the size is
+tested for a CPU build.
 """
 
 import os
 import shlex
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 from in_container import Image, call
-
-CPU_BUILD = "--extra-index-url https://download.pytorch.org/whl/cpu"
 
 
 @pytest.fixture(scope="session")
@@ -37,10 +36,15 @@ def image(engine, repo_root):
     name = f"mmh:test-{os.getpid()}"
     form = os.environ.get("MMH_CONTAINER_BUILD") or f"{shlex.join(engine)} build -t {{tag}} {{context}}"
     words = [word.format(tag=name, context=repo_root) for word in shlex.split(form)]
-    torch = f"--build-arg=TORCH_PIP_ARGS={os.environ.get('TORCH_PIP_ARGS', CPU_BUILD)}"
+    torch = f"--build-arg=TORCH_PIP_ARGS={os.environ.get('TORCH_PIP_ARGS', '')}"
     call([*words, torch])
     yield Image(engine, name)
     call([*engine, "rmi", name])
+
+
+@pytest.fixture(scope="session")
+def sample(repo_root):
+    return repo_root / "data" / "ds-sample"
 
 
 @pytest.fixture
@@ -61,16 +65,17 @@ def out(image, tmp_path):
         image.run("-c", "rm -rf /out/* /out/.[!.]*", before=root)
 
 
-@pytest.fixture
-def outside(tmp_path):
+@pytest.fixture(scope="session")
+def outside(tmp_path_factory):
     """``outside(dataset, *words)``: the same code without a container; the output folder, beside ``data`` as in it."""
 
+    @cache
     def run(dataset, *words):
-        base = tmp_path / "outside"
-        base.mkdir()
+        base = tmp_path_factory.mktemp("outside")
         (base / "data").symlink_to(Path(dataset).resolve())
         command = [sys.executable, "-m", "mmh_bids.cli.run", base / "data", base / "out", "participant"]
         call([*command, "-w", base / "work", "--device", "cpu", *words])
+        shutil.rmtree(base / "work")
         return base / "out"
 
     return run

@@ -8,6 +8,8 @@ from pathlib import Path
 
 #: What a container gets here: nothing but the two folders.
 CLOSED = ("--rm", "--read-only", "--user=12345:12345", "--network=none", "--memory=6g")
+#: One image of the real heads.
+ONE_HEAD = ("--participant-label", "ljA", "--session-label", "2", "--modalities", "T1w")
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,21 @@ MMH_APPTAINER is the command that runs as that user (default: apptainer), MMH_AP
 import os
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
-from in_container import assert_same, call
+from in_container import ONE_HEAD, assert_same, call
 
 pytestmark = pytest.mark.container
 
-SOME = ("participant", "--participant-label", "02", "--modalities", "T1w")
+
+def open_to_all(folder):
+    """The folder, which any user may now write to and reach: the commands may be run as another user."""
+    folder.chmod(0o777)
+    for parent in list(folder.parents)[:3]:
+        if parent.stat().st_uid == os.getuid() and parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +35,14 @@ def apptainer():
 @pytest.fixture(scope="module")
 def archive(image, tmp_path_factory):
     """The image as a file; some GB."""
-    path = tmp_path_factory.mktemp("archive") / "mmh.tar"
+    path = open_to_all(tmp_path_factory.mktemp("archive")) / "mmh.tar"
     call([*image.engine, "save", "-o", path, image.name])
-    path.parent.chmod(0o755)
+    path.chmod(0o644)
     yield path
     path.unlink()
 
 
-@pytest.fixture(params=["image", "definition file"])
+@pytest.fixture(scope="module", params=["image", "definition file"])
 def sif(request, apptainer, archive, repo_root):
     """An Apptainer image, made either way."""
     build, _ = apptainer
@@ -48,13 +56,26 @@ def sif(request, apptainer, archive, repo_root):
     path.unlink()
 
 
-def test_apptainer_has_the_bytes_of_outside(sif, apptainer, repo_root, tmp_path, outside):
-    made, sample = tmp_path / "out", repo_root / "data" / "ds-sample"
-    made.mkdir()
-    made.chmod(0o777)
-    for folder in list(made.parents)[:3]:
-        folder.chmod(folder.stat().st_mode | 0o055)  # the user of MMH_APPTAINER may be another
-    bound = ("--cleanenv", "--containall", "--no-home", "-B", f"{sample}:/data:ro", "-B", f"{made}:/out")
-    call([*apptainer[1], "run", *bound, sif, "/data", "/out", *SOME], cwd=tmp_path)
-    assert_same(made, outside(sample, *SOME[1:]))
-    assert (made / "work" / "mmh_wf").is_dir()
+@pytest.fixture
+def inside(sif, apptainer, tmp_path):
+    """``inside(dataset, *words)``: mmh in the closed Apptainer image; the output folder."""
+
+    def run(dataset, *words):
+        made = tmp_path / "out"
+        made.mkdir()
+        open_to_all(made)
+        bound = ("--cleanenv", "--containall", "--no-home", "-B", f"{dataset}:/data:ro", "-B", f"{made}:/out")
+        call([*apptainer[1], "run", *bound, sif, "/data", "/out", "participant", *words], cwd=tmp_path)
+        assert (made / "work" / "mmh_wf").is_dir()
+        return made
+
+    return run
+
+
+def test_whole_sample_through_apptainer_has_the_bytes_of_outside(inside, outside, sample):
+    assert_same(inside(sample), outside(sample))
+
+
+def test_real_head_through_apptainer_has_the_bytes_of_outside(inside, outside, shared_data):
+    dataset = shared_data / "real-multisite"
+    assert_same(inside(dataset, *ONE_HEAD), outside(dataset, *ONE_HEAD))

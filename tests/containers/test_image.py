@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from in_container import CLOSED, assert_same, call, contents
+from in_container import CLOSED, ONE_HEAD, assert_same, call, contents
 
 from mmh_bids import __version__
 
@@ -20,11 +20,6 @@ QUICK = ("participant", "--participant-label", "03", "--method", "zscore", "--sl
 def closed(data, out):
     """The engine's words for a closed container with a dataset and an output folder."""
     return (*CLOSED, "-v", f"{data}:/data:ro", "-v", f"{out}:/out")
-
-
-@pytest.fixture(scope="module")
-def sample(repo_root):
-    return repo_root / "data" / "ds-sample"
 
 
 def test_size_and_labels(image):
@@ -69,9 +64,8 @@ def test_whole_sample_has_the_bytes_of_outside(image, sample, out, outside):
 
 def test_real_head_has_the_bytes_of_outside(image, shared_data, out, outside):
     made, dataset = out(), shared_data / "real-multisite"
-    words = ("--participant-label", "ljA", "--session-label", "2", "--modalities", "T1w")
-    image.run("/data", "/out", "participant", *words, before=closed(dataset, made))
-    assert_same(made, outside(dataset, *words))
+    image.run("/data", "/out", "participant", *ONE_HEAD, before=closed(dataset, made))
+    assert_same(made, outside(dataset, *ONE_HEAD))
 
 
 def test_no_temporary_folder_either(image, sample, out):
