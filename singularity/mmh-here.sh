@@ -6,6 +6,9 @@ fail() {
     exit 2
 }
 
+# older ones take an empty array for an unset variable
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || fail "bash 4.4 or newer is needed, this is $BASH_VERSION"
+
 # load_settings CONF
 load_settings() {
     [[ -r "$1" ]] || fail "$1: cannot be read; give a copy of singularity/cluster.conf"

@@ -25,7 +25,7 @@ from mmh_bids.bids.tsv import read_tsv
 from mmh_bids.cli import records
 from mmh_bids.cli.batches import harmonize
 from mmh_bids.cli.mirror import write_mirror
-from mmh_bids.cli.plan import costs_of, estimate, mark_done, only_failed, plan
+from mmh_bids.cli.plan import costs_of, estimate, mark_done, only_failed, plan, short_of_memory
 from mmh_bids.cli.qc_fail import set_aside_unusable
 from mmh_bids.cli.start import at_work, no_room
 from mmh_bids.errors import EXIT_NOTHING_TO_DO, EXIT_OK, EXIT_SOME_FAILED, ImageError, UsageError
@@ -140,6 +140,10 @@ def echo(settings: Settings, study: Study, runs: Sequence[Run]) -> None:
     if settings.derivatives:
         usable = [run for run in runs if run.action in ("harmonize", "done")]
         logger.info("--derivatives: %s", reuse_summary(usable, settings.derivatives))
+    if choose_plugin(settings)[0] in (PatientMultiProc, LinearPlugin):  # others work on other machines
+        short = short_of_memory(costs_of(runs, study), memory)
+        if short:
+            logger.warning(short)
     for run in runs:
         if run.action in ("skip", "fail"):
             logger.warning("%s: %s: %s", run.key, {"skip": "skipped", "fail": "FAILED"}[run.action], run.reason)

@@ -111,3 +111,22 @@ def estimate(runs: Iterable[Run], costs: Mapping[str, tuple[float | None, float]
         f"estimate: {len(costs)} image(s) of {len(people)} participant(s), {time} on one process of an idle machine, "
         f"{gb:.1f} GB a process"
     )
+
+
+def short_of_memory(costs: Mapping[str, tuple[float | None, float]], allowed_gb: float) -> str:
+    """One line if images may need more than `allowed_gb` GB, with the remedy; else nothing.
+
+    >>> short_of_memory({"sub-1_T1w": (0.9, 2.5), "sub-2_T1w": (2.0, 4.1)}, 3.6)  # doctest: +ELLIPSIS
+    '1 image(s) may need more than the 3.6 GB that this call may use (sub-2_T1w: 4.1 GB), and be killed for it; ...'
+    >>> short_of_memory({"sub-1_T1w": (0.9, 2.5)}, 3.6)
+    ''
+    """
+    large = {key: gb for key, (_, gb) in costs.items() if gb > allowed_gb}
+    if not large:
+        return ""
+    largest = max(large, key=lambda key: large[key])
+    return (
+        f"{len(large)} image(s) may need more than the {allowed_gb:g} GB that this call may use "
+        f"({largest}: {large[largest]:.1f} GB), and be killed for it; give it more: --mem, the limit of the job or of "
+        "the container"
+    )

@@ -34,6 +34,15 @@ def test_a_dry_run_estimates_what_is_left_to_do(study, here):
     assert "estimate: 0 image(s)" in done.err
 
 
+def test_images_that_may_need_more_memory_than_there_is_are_named(study, here):
+    root, out, words, *_ = study
+    words = (*words, "-w", out.parent / "short", "--participant-label", "01", "--modalities", "T1w", "--mem", "900M")
+    call = here(root, out.parent / "short-out", *words)
+    assert call.code == 0 and call.err.count("2 image(s) may need more than the 0.9 GB that this call may use") == 1
+    assert "may need more than" not in here(root, out.parent / "short-out", *words).err  # it is done by now
+    assert "may need more than" not in study[-1].err
+
+
 def test_larger_images_and_methods_cost_more():
     small, large = 0.02, 0.2
     for method in ("zscore", "mmh-light"):
