@@ -1,11 +1,13 @@
 """For all tests: no cache of the user is read or written, one thread, no network lookups; and shared fixtures."""
 
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 _SANDBOX = "MMH_TEST_SANDBOX"
+_OUTSIDE = "MMH_TEST_OUTSIDE"
 _CACHES = (
     "HOME", "MPLCONFIGDIR", "TEMPLATEFLOW_HOME", "NIPYPE_CONFIG_DIR", "XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME",
 )  # fmt: skip
@@ -22,15 +24,8 @@ def _enter_sandbox() -> bool:
         return False
     folder = Path(tempfile.mkdtemp(prefix="mmh-tests-"))
     os.environ[_SANDBOX] = str(folder)
-    for name in (
-        "HOME",
-        "MPLCONFIGDIR",
-        "TEMPLATEFLOW_HOME",
-        "NIPYPE_CONFIG_DIR",
-        "XDG_CACHE_HOME",
-        "TORCH_HOME",
-        "HF_HOME",
-    ):
+    os.environ[_OUTSIDE] = json.dumps({name: os.environ[name] for name in _CACHES if name in os.environ})
+    for name in _CACHES:
         place = folder / name.lower()
         place.mkdir()
         os.environ[name] = str(place)
@@ -59,6 +54,13 @@ def pytest_unconfigure():
     """Remove the sandbox."""
     if _OWNER:
         shutil.rmtree(os.environ.pop(_SANDBOX), ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def users_environment():
+    """The environment as it was before the tests moved HOME and caches away, for programs that keep things there."""
+    kept = {name: value for name, value in os.environ.items() if name not in _CACHES}
+    return kept | json.loads(os.environ[_OUTSIDE])
 
 
 @pytest.fixture(scope="session")

@@ -56,4 +56,4 @@ def test_the_entry_for_the_registry(repo_root, committed):
     (entry,) = yaml.safe_load((repo_root / "docs" / "bids-apps-registry.yml").read_text(encoding="utf-8"))
     assert " ".join(entry["description"].split()).startswith(committed["description"])
     assert re.fullmatch(r"[\w-]+/mmh_bids", entry["gh"])
-    assert entry["datatypes"] == ["anat"]
+    assert (entry["ds_type"], entry["datatype"]) == (["raw"], ["anat"])

@@ -28,18 +28,19 @@ def engine():
 
 
 @pytest.fixture(scope="session")
-def image(engine, repo_root):
+def image(engine, repo_root, users_environment):
     """The CPU image, built from the Dockerfile and removed at the end, or the one in MMH_IMAGE."""
     if os.environ.get("MMH_IMAGE"):
-        yield Image(engine, os.environ["MMH_IMAGE"])
+        yield Image(engine, os.environ["MMH_IMAGE"], users_environment)
         return
     name = f"mmh:test-{os.getpid()}"
     form = os.environ.get("MMH_CONTAINER_BUILD") or f"{shlex.join(engine)} build -t {{tag}} {{context}}"
     words = [word.format(tag=name, context=repo_root) for word in shlex.split(form)]
     torch = f"--build-arg=TORCH_PIP_ARGS={os.environ.get('TORCH_PIP_ARGS', '')}"
-    call([*words, torch])
-    yield Image(engine, name)
-    call([*engine, "rmi", name])
+    call([*words, torch], env=users_environment)
+    made = Image(engine, name, users_environment)
+    yield made
+    made.ask("rmi", name)
 
 
 @pytest.fixture(scope="session")

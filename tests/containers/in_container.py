@@ -18,10 +18,15 @@ class Image:
 
     engine: tuple[str, ...]
     name: str
+    environment: dict[str, str]  # an engine without root keeps its images and settings in HOME
 
     def run(self, *words, before=CLOSED, code=0, timeout=3600):
         """``run`` of the engine: its words `before` the image, mmh's `words` after it; the finished process."""
-        return call([*self.engine, "run", *before, self.name, *words], code, timeout)
+        return self.ask("run", *before, self.name, *words, code=code, timeout=timeout)
+
+    def ask(self, *words, code=0, timeout=3600):
+        """Call the engine; the finished process."""
+        return call([*self.engine, *words], code, timeout, env=self.environment)
 
 
 def call(words, code=0, timeout=3600, **options):

@@ -36,28 +36,28 @@ def apptainer():
 def archive(image, tmp_path_factory):
     """The image as a file; some GB."""
     path = open_to_all(tmp_path_factory.mktemp("archive")) / "mmh.tar"
-    call([*image.engine, "save", "-o", path, image.name])
+    image.ask("save", "-o", path, image.name)
     path.chmod(0o644)
     yield path
     path.unlink()
 
 
 @pytest.fixture(scope="module", params=["image", "definition file"])
-def sif(request, apptainer, archive, repo_root):
+def sif(request, apptainer, archive, repo_root, users_environment):
     """An Apptainer image, made either way."""
     build, _ = apptainer
     path = archive.with_name("mmh.sif")
     if request.param == "image":
-        call([*build, "build", path, f"docker-archive:{archive}"])
+        call([*build, "build", path, f"docker-archive:{archive}"], env=users_environment)
     else:
         recipe = shutil.copy(repo_root / "singularity" / "mmh.def", archive.parent)
-        call([*build, "build", path, recipe], cwd=archive.parent)
+        call([*build, "build", path, recipe], cwd=archive.parent, env=users_environment)
     yield path
     path.unlink()
 
 
 @pytest.fixture
-def inside(sif, apptainer, tmp_path):
+def inside(sif, apptainer, tmp_path, users_environment):
     """``inside(dataset, *words)``: mmh in the closed Apptainer image; the output folder."""
 
     def run(dataset, *words):
@@ -65,7 +65,8 @@ def inside(sif, apptainer, tmp_path):
         made.mkdir()
         open_to_all(made)
         bound = ("--cleanenv", "--containall", "--no-home", "-B", f"{dataset}:/data:ro", "-B", f"{made}:/out")
-        call([*apptainer[1], "run", *bound, sif, "/data", "/out", "participant", *words], cwd=tmp_path)
+        words = ("/data", "/out", "participant", *words)
+        call([*apptainer[1], "run", *bound, sif, *words], cwd=tmp_path, env=users_environment)
         assert (made / "work" / "mmh_wf").is_dir()
         return made
 

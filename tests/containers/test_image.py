@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from in_container import CLOSED, ONE_HEAD, assert_same, call, contents
+from in_container import CLOSED, ONE_HEAD, assert_same, contents
 
 from mmh_bids import __version__
 
@@ -23,7 +23,7 @@ def closed(data, out):
 
 
 def test_size_and_labels(image):
-    facts = json.loads(call([*image.engine, "image", "inspect", image.name]).stdout)[0]
+    facts = json.loads(image.ask("image", "inspect", image.name).stdout)[0]
     assert facts["Size"] <= 2.5 * GB
     labels = facts["Config"]["Labels"]
     assert labels["org.opencontainers.image.version"] == __version__
@@ -71,7 +71,7 @@ def test_real_head_has_the_bytes_of_outside(image, shared_data, out, outside):
 def test_no_temporary_folder_either(image, sample, out):
     """As Docker's ``--read-only`` is: podman's has writable /tmp, /run and /var/tmp."""
     made = out()
-    without = () if "docker" in call([*image.engine, "--version"]).stdout.lower() else ("--read-only-tmpfs=false",)
+    without = () if "docker" in image.ask("--version").stdout.lower() else ("--read-only-tmpfs=false",)
     image.run("/data", "/out", *QUICK, before=(*without, *closed(sample, made)))
     assert any(name.endswith("_desc-harmonized_T1w.nii.gz") for name in contents(made))
     again = image.run("/data", "/out", *QUICK, before=(*without, *closed(sample, made)))
@@ -81,8 +81,7 @@ def test_no_temporary_folder_either(image, sample, out):
 def test_wrapper_runs_the_image_as_its_caller(image, sample, out, repo_root, tmp_path):
     made, work = out(), out("work")
     words = [repo_root / "docker" / "mmh-docker", sample, made, *QUICK, "-w", work, "--image", image.name]
-    environ = os.environ | {"MMH_CONTAINER_ENGINE": " ".join(image.engine)}
-    environ.pop("TEMPLATEFLOW_HOME", None)  # the tests' own, outside of what may be mounted
+    environ = image.environment | {"MMH_CONTAINER_ENGINE": " ".join(image.engine)}
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, env=environ)
     assert done.returncode == 0, done.stderr
     assert "ends with exit code 0" in done.stderr
