@@ -1,6 +1,7 @@
 """The app on a real Slurm, by the scripts in ``singularity/``: `make cluster-test` where `sbatch` is.
 
-One node with two cores is enough. ``MMH_ROUNDS`` is how often eight tasks write into one folder (default 10).
+One node with two cores is enough. ``MMH_ROUNDS`` is how often eight tasks write into one folder (default 10);
+MMH_SIF an Apptainer image to run one array in, by the command MMH_APPTAINER (default: apptainer).
 """
 
 import json
@@ -125,10 +126,40 @@ def test_eight_tasks_at_once_leave_what_one_call_leaves(six, turn):
     shutil.rmtree(folder)
 
 
-def test_a_task_whose_time_is_up_goes_back_into_the_queue_and_goes_on(six, tmp_path):
+@pytest.fixture(params=["virtual environment", "Apptainer image"])
+def app(request, six, tmp_path):
+    """Settings that say where the app is."""
+    if request.param == "virtual environment":
+        return {}
+    if not os.environ.get("MMH_SIF"):
+        pytest.skip("there is no Apptainer image (set MMH_SIF)")
+    root, _, words = six
+    bundle = words[words.index("--model") + 1]
+    (tmp_path / "a").mkdir()
+    for name in ("", "out", "out/logs", "work"):
+        open_to_all(tmp_path / "a" / name)
+    for folder in (root, bundle):
+        open_to_all(folder.parent)
+    runtime = tmp_path / "apptainer"
+    runtime.write_text(f'#!/bin/bash\nexec {os.environ.get("MMH_APPTAINER", "apptainer")} "$@"\n')
+    runtime.chmod(0o755)
+    return {"VENV": "", "IMAGE": os.environ["MMH_SIF"], "APPTAINER": runtime, "BINDS": f"({bundle})"}
+
+
+def open_to_all(folder):
+    """Make a folder that any user may write to and reach: MMH_APPTAINER may run as another."""
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o777)
+    for parent in folder.parents:
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+    folder.parent.chmod(folder.parent.stat().st_mode | 0o055)
+
+
+def test_a_task_whose_time_is_up_goes_back_into_the_queue_and_goes_on(six, app, tmp_path):
     root, alone, words = six
     flags = " ".join(map(str, words[1:]))
-    settings = write_settings(tmp_path / "a", root, FLAGS=f"({flags})", MEM=3000)
+    settings = write_settings(tmp_path / "a", root, FLAGS=f"({flags})", MEM=3000, **app)
     _, (array, group) = submit(settings, "--participant-label", "01")
     log = next((tmp_path / "a/out/logs/slurm").iterdir()) / f"1-{array}.txt"
     try:
