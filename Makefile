@@ -56,7 +56,7 @@ test-real: env-test  ## the longer tests that need the data in $MMH_SHARED
 	@test -d "$(MMH_SHARED)/data" || { echo "error: no data under $(MMH_SHARED): set MMH_SHARED" >&2; exit 1; }
 	$(BIN)/python -m pytest -q -n $(JOBS) -m slow -k real
 
-cluster-test: env-test  ## a real Slurm: a study as an array, killed and requeued tasks, eight tasks at once; a training; needs sbatch; half an hour
+cluster-test: env-test  ## a real Slurm: a study as an array, killed and requeued tasks, eight tasks at once; a training; needs sbatch; a quarter of an hour
 	@command -v sbatch >/dev/null || { echo "error: no sbatch: run this where Slurm is" >&2; exit 1; }
 	$(BIN)/python -m pytest -q -m cluster
 

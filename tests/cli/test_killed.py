@@ -1,6 +1,6 @@
 """A call that is killed outright at any place, and given again, ends at the bytes of one that was left alone.
 
-`make kill-test` kills twenty times, `make test-slow` three times: ``MMH_KILLS``. ``MMH_KILL_SEED`` chooses the places.
+`make kill-test` kills twenty times, `make test-long` three times: ``MMH_KILLS``. ``MMH_KILL_SEED`` chooses the places.
 """
 
 import json

@@ -92,7 +92,7 @@ def six(study, tmp_path_factory):
 #: What each of the eight tasks is asked for; three of them for what others work on, too.
 TASKS = ["01 --session-label A", "01 --session-label B", "02", "03", "04", "05", "01", "01 02 03 04 05"]
 EIGHT = """#!/bin/bash
-#SBATCH --ntasks=8 --overcommit --mem=12000 --output={folder}/slurm.txt
+#SBATCH --ntasks=8 --overcommit --exclusive --mem=12000 --output={folder}/slurm.txt
 srun --overcommit --ntasks=8 --output={folder}/task-%t.txt bash -c '
   asked=({asked}); exec {command} --participant-label ${{asked[SLURM_PROCID]}}'
 """
