@@ -10,6 +10,7 @@ _SANDBOX = "MMH_TEST_SANDBOX"
 _OUTSIDE = "MMH_TEST_OUTSIDE"
 _CACHES = (
     "HOME", "MPLCONFIGDIR", "TEMPLATEFLOW_HOME", "NIPYPE_CONFIG_DIR", "XDG_CACHE_HOME", "TORCH_HOME", "HF_HOME",
+    "TMPDIR",
 )  # fmt: skip
 _REPO = Path(__file__).resolve().parents[1]
 
@@ -23,12 +24,15 @@ def _enter_sandbox() -> bool:
     if _SANDBOX in os.environ:
         return False
     folder = Path(tempfile.mkdtemp(prefix="mmh-tests-"))
+    # what tests leave of their own (tmp_path) stays to be looked at; what libraries leave goes with the sandbox
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(folder.parent))
     os.environ[_SANDBOX] = str(folder)
     os.environ[_OUTSIDE] = json.dumps({name: os.environ[name] for name in _CACHES if name in os.environ})
     for name in _CACHES:
         place = folder / name.lower()
         place.mkdir()
         os.environ[name] = str(place)
+    tempfile.tempdir = None
     os.environ.update(
         OMP_NUM_THREADS="1",
         NIPYPE_NO_ET="1",

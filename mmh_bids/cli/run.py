@@ -38,13 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         logger.error("mmh: interrupted; run the same command again to resume")
         code = 128 + (signal.SIGTERM if interrupt.args else signal.SIGINT)
+    except PermissionError as error:
+        logger.error("mmh: %s; give the user that mmh runs as permission there, or name another place", _told(error))
+        code = UsageError.exit_code
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        logger.error(
-            "mmh: %s%s; free space or change the folder, then run the same command again",
-            where,
-            error.strerror or error,
-        )
+        logger.error("mmh: %s; free space or change the folder, then run the same command again", _told(error))
         code = EXIT_SOME_FAILED
     except Exception:  # noqa: BLE001  (the last resort: a bug of ours must still end with a line and its code)
         logger.error("%s", traceback.format_exc())
@@ -58,6 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.removeHandler(handler)
         handler.close()
     return code
+
+
+def _told(error: OSError) -> str:
+    """Which file, and what the system says of it."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
 
 
 def _end_as_interrupted() -> Callable[..., None]:

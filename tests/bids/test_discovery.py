@@ -102,7 +102,8 @@ def test_nothing_to_do_says_what_was_looked_for(make_dataset, settings):
 
 
 def test_unreadable_folder_is_a_usage_error(make_dataset, settings):
-    with tempfile.TemporaryDirectory() as temporary:
+    # not in the tests' own TMPDIR, which is closed to others
+    with tempfile.TemporaryDirectory(dir=os.environ["PYTEST_DEBUG_TEMPROOT"]) as temporary:
         raw = Path(temporary) / "raw"
         make_dataset(TWO_SESSIONS).rename(raw)
         discover(settings(raw))  # imports everything before privileges are dropped

@@ -301,6 +301,25 @@ def test_no_permission_to_write_the_output_or_the_work_directory(dataset, tmp_pa
     assert f"--work-dir {closed / 'work'}: cannot be written (Permission denied)" in line
 
 
+def test_a_folder_that_cannot_be_looked_into_is_wrong_usage(dataset, tmp_path, bound):
+    """What lies in it is not known to be there or not; in a container it is most often the wrong user."""
+    if bound is None:
+        pytest.skip(UNBOUND)
+
+    def closed_call(*words):
+        return mmh(*words, before=bound)
+
+    shut = tmp_path / "shut"
+    shut.mkdir()
+    for words in ((shut / "raw", tmp_path / "out"), (dataset, tmp_path / "out", "--model", shut / "bundle")):
+        shut.chmod(0)
+        try:
+            line = _rejected(closed_call, 2, *words[:2], "participant", "-w", tmp_path / "work", *words[2:])
+        finally:
+            shut.chmod(0o755)
+        assert f"{words[-1] if len(words) > 2 else words[0]}: " in line and "give the user that mmh runs as" in line
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """``small_disk(kilobytes)``: a folder on a disk of that size."""

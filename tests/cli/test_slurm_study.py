@@ -141,7 +141,8 @@ def app(request, six, tmp_path):
     for folder in (root, bundle):
         open_to_all(folder.parent)
     runtime = tmp_path / "apptainer"
-    runtime.write_text(f'#!/bin/bash\nexec {os.environ.get("MMH_APPTAINER", "apptainer")} "$@"\n')
+    # the tests' own TMPDIR may be closed to another user
+    runtime.write_text(f'#!/bin/bash\nunset TMPDIR\nexec {os.environ.get("MMH_APPTAINER", "apptainer")} "$@"\n')
     runtime.chmod(0o755)
     return {"VENV": "", "IMAGE": os.environ["MMH_SIF"], "APPTAINER": runtime, "BINDS": f"({bundle})"}
 
