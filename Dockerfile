@@ -75,9 +75,12 @@ ENTRYPOINT ["mmh"]
 
 # --- tests: the image with the tests and their tools; not part of what users get ---------------------------------------
 FROM app AS tests
+# what the app does otherwise in its image is tested by setting this
+ENV MMH_CONTAINER_IMAGE=""
 WORKDIR /src
 COPY . .
-RUN python3 -m pip --python /opt/mmh/bin/python install --no-cache-dir -c constraints.txt '.[test]'
+# the base's pip, as above: the environment has none
+RUN PATH="${PATH#/opt/mmh/bin:}" python3 -m pip --python /opt/mmh/bin/python install --no-cache-dir -c constraints.txt '.[test]'
 ENTRYPOINT ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
 # --- the image -------------------------------------------------------------------------------------------------------

@@ -83,4 +83,5 @@ def test_a_process_ends_with_the_one_that_started_it():
         assert child.is_running()
         parent.kill()
     _, alive = psutil.wait_procs([child], timeout=10)
-    assert alive == []
+    # in a container nobody may ask for the exit code of an orphan
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
