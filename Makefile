@@ -77,6 +77,7 @@ container-test: env-test  ## build the CPU image, run it closed and through Appt
 
 benchmark-container: env  ## time to the first image in the container image mmh:VERSION and outside it
 	$(BIN)/python benchmarks/container_start.py
+	$(BIN)/python benchmarks/container_start.py --default-method --repeat 3
 
 lint: env-test  ## ruff: rules and format; hadolint where it is
 	$(BIN)/ruff check .
@@ -226,10 +227,10 @@ evaluate-study: env  ## mmh-evaluate on a simulated study, four people on three 
 	  $(BIN)/mmh-simulate heads $(STUDY)/raw --modalities T1w --scanners P Q R --overwrite \
 	    --labels $(patsubst %,$(MMH_SHARED)/data/labelmaps/head-%_dseg.nii.gz,13 14 15 16) && touch $(STUDY)/simulated; }
 	for method in $(STUDY_METHODS); do \
-	  $(BIN)/mmh $(STUDY)/raw $(STUDY)/$$method participant --method $$method -w $(STUDY)/work || exit 1; done
+	  $(BIN)/mmh $(STUDY)/raw $(STUDY)/$$method participant --method $$method -w $(STUDY)/app || exit 1; done
 	test -e $(STUDY)/standards || $(BIN)/mmh-train standards $(STUDY)/none --output $(STUDY)/standards
 	$(BIN)/mmh $(STUDY)/raw $(STUDY)/zscore-to-P participant --method zscore --modalities T1w \
-	  --model $(STUDY)/standards --target site:P -w $(STUDY)/work
+	  --model $(STUDY)/standards --target site:P -w $(STUDY)/app
 	$(BIN)/mmh-evaluate $(STUDY)/raw $(STUDY)/out --modalities T1w \
 	  --methods $(foreach m,$(STUDY_METHODS) zscore-to-P,$(m)=$(STUDY)/$(m))
 

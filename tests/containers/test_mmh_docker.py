@@ -95,12 +95,12 @@ def test_paths_are_mounted_where_they_are(wrapper, host, words, mounted, passed)
     expected = dict(item.split(":") for item in f"data/ds:ro out:rw work:rw {mounted}".split())
     assert mounts == {str(host / name): how for name, how in expected.items()}
     assert app[:3] == [f"{host}/data/ds", f"{host}/out", "participant"]
-    assert sorted(app[3:]) == sorted([*passed.format(host).split(), f"--work-dir={host}/work"])
+    assert sorted(app[3:]) == sorted([*passed.format(host).split(), f"--work-dir={host / 'work'}"])
 
 
 def test_a_configuration_file_may_name_the_work_directory(wrapper, host):
     mounts, app = mapped(wrapper, "data/ds out participant --config-file config.toml")
-    assert f"{host}/work" not in mounts and app[3:] == [f"--config-file={host}/config.toml"]
+    assert str(host / "work") not in mounts and app[3:] == [f"--config-file={host}/config.toml"]
 
 
 def test_what_comes_out_says_the_same_to_the_app(wrapper, host):
