@@ -51,7 +51,8 @@ def once(engine: list[str], image: str | None, words: tuple[str, ...]) -> tuple[
         out = Path(base) / "out"
         out.mkdir()
         if image is None:
-            command = [sys.executable, "-m", "mmh_bids.cli.run", str(SAMPLE), str(out), *words, "-w", str(out.with_name("app"))]
+            own = ("-w", str(out.with_name("app")))
+            command = [sys.executable, "-m", "mmh_bids.cli.run", str(SAMPLE), str(out), *words, *own]
         else:
             user = f"--user={os.getuid()}:{os.getgid()}"  # as the owner of the folders, so that they can be removed
             closed = ["--rm", "--read-only", "--network=none", user, "-v", f"{SAMPLE}:/data:ro", "-v", f"{out}:/out"]

@@ -286,38 +286,38 @@ def test_output_that_is_a_file_or_holds_another_dataset(dataset, tmp_path, here)
 # ---- permissions and full disks: what only root can set up --------------------------------------------------
 
 
-def test_no_permission_to_write_the_output_or_the_work_directory(dataset, tmp_path, bound):
+@pytest.fixture
+def bound_call(bound):
+    """``mmh`` by a user whom permissions bind."""
     if bound is None:
         pytest.skip(UNBOUND)
+    return lambda *words: mmh(*words, before=bound)
 
-    def closed_call(*words):
-        return mmh(*words, before=bound)
 
+def test_no_permission_to_write_the_output_or_the_work_directory(dataset, tmp_path, bound_call):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
-    line = _rejected(closed_call, 2, dataset, closed / "out", "participant", "-w", tmp_path / "work")
+    line = _rejected(bound_call, 2, dataset, closed / "out", "participant", "-w", tmp_path / "work")
     assert f"{closed / 'out'}: cannot be written (Permission denied); choose another output folder" in line
-    line = _rejected(closed_call, 2, dataset, tmp_path / "out", "participant", "-w", closed / "work")
+    line = _rejected(bound_call, 2, dataset, tmp_path / "out", "participant", "-w", closed / "work")
     assert f"--work-dir {closed / 'work'}: cannot be written (Permission denied)" in line
 
 
-def test_a_folder_that_cannot_be_looked_into_is_wrong_usage(dataset, tmp_path, bound):
+@pytest.mark.parametrize("shut_away", ["dataset", "bundle"])
+def test_a_folder_that_cannot_be_looked_into_is_wrong_usage(dataset, tmp_path, bound_call, shut_away):
     """What lies in it is not known to be there or not; in a container it is most often the wrong user."""
-    if bound is None:
-        pytest.skip(UNBOUND)
-
-    def closed_call(*words):
-        return mmh(*words, before=bound)
-
     shut = tmp_path / "shut"
-    shut.mkdir()
-    for words in ((shut / "raw", tmp_path / "out"), (dataset, tmp_path / "out", "--model", shut / "bundle")):
-        shut.chmod(0)
-        try:
-            line = _rejected(closed_call, 2, *words[:2], "participant", "-w", tmp_path / "work", *words[2:])
-        finally:
-            shut.chmod(0o755)
-        assert f"{words[-1] if len(words) > 2 else words[0]}: " in line and "give the user that mmh runs as" in line
+    shut.mkdir(mode=0)
+    asked = [dataset, tmp_path / "out", "participant", "-w", tmp_path / "work"]
+    if shut_away == "dataset":
+        asked[0] = shut / "dataset"
+    else:
+        asked += ["--model", shut / "bundle"]
+    try:
+        line = _rejected(bound_call, 2, *asked)
+    finally:
+        shut.chmod(0o755)
+    assert f"{shut / shut_away}: " in line and "give the user that mmh runs as permission there" in line
 
 
 @pytest.fixture
