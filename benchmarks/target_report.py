@@ -51,11 +51,6 @@ def conditions(cases: Cases) -> list[Bar]:
     return bars
 
 
-def without_site(cases: Cases) -> list[Bar]:
-    """The same ratios to the best classical method for a scan of a site that nothing is known of; no conditions."""
-    return _over_classical(cases, "one scan")
-
-
 def _over_classical(cases: Cases, method: str) -> list[Bar]:
     bars = []
     for name, text in (("regional", "regional difference"), ("mae", "voxel MAE")):
@@ -68,6 +63,11 @@ def _ratio(text: str, cases: Cases, name: str, other: str, limit: float, method:
     own, base = values(cases, method, name), values(cases, other, name)
     ratio = float(own.mean() / base.mean())
     return Bar(method, f"{text}: at most {limit:g}", ratio, ratio_interval(own, base), ratio <= limit)
+
+
+def _row(bar: Bar, text: str, said: str) -> str:
+    low, high = bar.interval or (float("nan"), float("nan"))
+    return f"| {text} | {bar.value:.3f} | [{low:.3f}, {high:.3f}] | {said} |"
 
 
 def page(raw: Mapping[str, Cases], bars: Mapping[str, list[Bar]], about: Any) -> str:
@@ -86,13 +86,8 @@ def page(raw: Mapping[str, Cases], bars: Mapping[str, list[Bar]], about: Any) ->
             cells = [f"{values(cases, method, row).mean():.3f}" for method in METHODS]
             lines.append(f"| {text} | " + " | ".join(cells) + " |")
         lines += ["", "| condition | value | | |", "|---|---:|---|---|"]
-        for bar in bars[name]:
-            low, high = bar.interval or (float("nan"), float("nan"))
-            verdict = "met" if bar.passed else "**missed**"
-            lines.append(f"| {bar.text} | {bar.value:.3f} | [{low:.3f}, {high:.3f}] | {verdict} |")
-        for bar in without_site(cases):
-            low, high = bar.interval or (float("nan"), float("nan"))
-            text = bar.text.partition(":")[0]
-            lines.append(f"| one scan: {text} | {bar.value:.3f} | [{low:.3f}, {high:.3f}] | no condition |")
+        lines += [_row(bar, bar.text, "met" if bar.passed else "**missed**") for bar in bars[name]]
+        for bar in _over_classical(cases, "one scan"):  # a site that nothing is known of
+            lines.append(_row(bar, f"one scan: {bar.text.partition(':')[0]}", "no condition"))
         lines.append("")
     return "\n".join(lines)

@@ -43,7 +43,7 @@ logger = logging.getLogger("mmh")
 def run_participants(settings: Settings) -> int:
     """Do what was asked and return the exit code."""
     check_derivatives(settings.derivatives)
-    plugin, _ = choose_plugin(settings)
+    here = works_here(settings)
     if settings.failed_only:
         settings = only_failed(settings)
     study = Study.prepare(settings)
@@ -55,7 +55,7 @@ def run_participants(settings: Settings) -> int:
         print(dry_run_table(runs, costs), end="")
         logger.info(estimate(runs, costs))
         return EXIT_OK
-    if plugin in (PatientMultiProc, LinearPlugin):
+    if here:
         check_device(settings)
     if settings.reports_only and not (settings.output_dir / "logs" / "images.tsv").is_file():
         raise UsageError(f"--reports-only: {settings.output_dir} holds no derivatives of mmh; leave the flag out")
@@ -112,6 +112,11 @@ def of_reference_sequence(runs: Sequence[Run], target: str) -> list[Run]:
     ]
 
 
+def works_here(settings: Settings) -> bool:
+    """Whether the steps run on this machine, and not where a plugin sends them. Raises UsageError for no plugin."""
+    return choose_plugin(settings)[0] in (PatientMultiProc, LinearPlugin)
+
+
 def check_device(settings: Settings) -> None:
     """Raise UsageError if a CUDA device is asked for by name that this machine does not have.
 
@@ -140,7 +145,7 @@ def echo(settings: Settings, study: Study, runs: Sequence[Run]) -> None:
     if settings.derivatives:
         usable = [run for run in runs if run.action in ("harmonize", "done")]
         logger.info("--derivatives: %s", reuse_summary(usable, settings.derivatives))
-    if choose_plugin(settings)[0] in (PatientMultiProc, LinearPlugin):  # others work on other machines
+    if works_here(settings):
         short = short_of_memory(costs_of(runs, study), memory)
         if short:
             logger.warning(short)
