@@ -68,6 +68,22 @@ def users_environment():
 
 
 @pytest.fixture(scope="session")
+def open_to_all():
+    """``open_to_all(folder)``: make a folder below pytest's own that any user may write to and reach; the folder."""
+    top = Path(os.environ["PYTEST_DEBUG_TEMPROOT"])
+
+    def opened(folder):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o777)
+        for parent in folder.parents:
+            if top in parent.parents:
+                parent.chmod(parent.stat().st_mode | 0o055)
+        return folder
+
+    return opened
+
+
+@pytest.fixture(scope="session")
 def repo_root():
     """The checkout."""
     return _REPO

@@ -127,7 +127,7 @@ def test_eight_tasks_at_once_leave_what_one_call_leaves(six, turn):
 
 
 @pytest.fixture(params=["virtual environment", "Apptainer image"])
-def app(request, six, tmp_path):
+def app(request, six, tmp_path, open_to_all):
     """Settings that say where the app is."""
     if request.param == "virtual environment":
         return {}
@@ -135,7 +135,7 @@ def app(request, six, tmp_path):
         pytest.skip("there is no Apptainer image (set MMH_SIF)")
     root, _, words = six
     bundle = words[words.index("--model") + 1]
-    (tmp_path / "a").mkdir()
+    # MMH_APPTAINER may run as another user
     for name in ("", "out", "out/logs", "work"):
         open_to_all(tmp_path / "a" / name)
     for folder in (root, bundle):
@@ -145,16 +145,6 @@ def app(request, six, tmp_path):
     runtime.write_text(f'#!/bin/bash\nunset TMPDIR\nexec {os.environ.get("MMH_APPTAINER", "apptainer")} "$@"\n')
     runtime.chmod(0o755)
     return {"VENV": "", "IMAGE": os.environ["MMH_SIF"], "APPTAINER": runtime, "BINDS": f"({bundle})"}
-
-
-def open_to_all(folder):
-    """Make a folder that any user may write to and reach: MMH_APPTAINER may run as another."""
-    folder.mkdir(exist_ok=True)
-    folder.chmod(0o777)
-    for parent in folder.parents:
-        if parent.name.startswith("pytest-"):
-            parent.chmod(0o755)
-    folder.parent.chmod(folder.parent.stat().st_mode | 0o055)
 
 
 def test_a_task_whose_time_is_up_goes_back_into_the_queue_and_goes_on(six, app, tmp_path):

@@ -28,19 +28,28 @@ def engine():
 
 
 @pytest.fixture(scope="session")
-def image(engine, repo_root, users_environment):
+def build(engine, repo_root, users_environment):
+    """``build(tag, *arguments)``: the image of the Dockerfile, with further words for the engine."""
+
+    def run(tag, *arguments):
+        form = os.environ.get("MMH_CONTAINER_BUILD") or f"{shlex.join(engine)} build -t {{tag}} {{context}}"
+        words = [word.format(tag=tag, context=repo_root) for word in shlex.split(form)]
+        torch = f"--build-arg=TORCH_PIP_ARGS={os.environ.get('TORCH_PIP_ARGS', '')}"
+        call([*words, torch, *arguments], env=users_environment)
+        return Image(engine, tag, users_environment)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def image(engine, build, users_environment):
     """The CPU image, built from the Dockerfile and removed at the end, or the one in MMH_IMAGE."""
     if os.environ.get("MMH_IMAGE"):
         yield Image(engine, os.environ["MMH_IMAGE"], users_environment)
         return
-    name = f"mmh:test-{os.getpid()}"
-    form = os.environ.get("MMH_CONTAINER_BUILD") or f"{shlex.join(engine)} build -t {{tag}} {{context}}"
-    words = [word.format(tag=name, context=repo_root) for word in shlex.split(form)]
-    torch = f"--build-arg=TORCH_PIP_ARGS={os.environ.get('TORCH_PIP_ARGS', '')}"
-    call([*words, torch], env=users_environment)
-    made = Image(engine, name, users_environment)
+    made = build(f"mmh:test-{os.getpid()}")
     yield made
-    made.ask("rmi", name)
+    made.ask("rmi", made.name)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ MMH_APPTAINER is the command that runs as that user (default: apptainer), MMH_AP
 import os
 import shlex
 import shutil
-from pathlib import Path
 
 import pytest
 from in_container import ONE_HEAD, assert_same, call
@@ -15,15 +14,6 @@ pytestmark = pytest.mark.container
 
 #: The default takes minutes for a few percent of the size.
 QUICK_TO_PACK = "-comp zstd -Xcompression-level 3"
-
-
-def open_to_all(folder):
-    """The folder, which any user may now write to and reach: the commands may be run as another user."""
-    folder.chmod(0o777)
-    for parent in list(folder.parents)[:3]:
-        if parent.stat().st_uid == os.getuid() and parent != Path("/tmp"):
-            parent.chmod(parent.stat().st_mode | 0o055)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +26,7 @@ def apptainer():
 
 
 @pytest.fixture(scope="module")
-def archive(image, tmp_path_factory):
+def archive(image, tmp_path_factory, open_to_all):
     """The image as a file; some GB."""
     path = open_to_all(tmp_path_factory.mktemp("archive")) / "mmh.tar"
     image.ask("save", "-o", path, image.name)
@@ -59,13 +49,11 @@ def sif(request, apptainer, archive, repo_root, users_environment):
 
 
 @pytest.fixture
-def inside(sif, apptainer, tmp_path, users_environment):
+def inside(sif, apptainer, tmp_path, users_environment, open_to_all):
     """``inside(dataset, *words)``: mmh in the closed Apptainer image; the output folder."""
 
     def run(dataset, *words):
-        made = tmp_path / "out"
-        made.mkdir()
-        open_to_all(made)
+        made = open_to_all(tmp_path / "out")
         bound = ("--cleanenv", "--containall", "--no-home", "-B", f"{dataset}:/data:ro", "-B", f"{made}:/out")
         words = ("/data", "/out", "participant", *words)
         call([*apptainer[1], "run", *bound, sif, *words], cwd=tmp_path, env=users_environment)

@@ -31,6 +31,17 @@ def test_size_and_labels(image):
     assert facts["Config"]["Entrypoint"] == ["mmh"]
 
 
+def test_the_next_revision_is_built_from_the_cache(image, build):
+    """Engines differ in what they keep of stages that are not built again."""
+    again = build(f"{image.name}-again", "--build-arg=REVISION=again")
+    try:
+        facts = json.loads(again.ask("image", "inspect", again.name).stdout)[0]
+        assert facts["Config"]["Labels"]["org.opencontainers.image.revision"] == "again"
+        assert again.run("--version").stdout.split() == ["mmh", __version__]
+    finally:
+        again.ask("rmi", again.name)
+
+
 def test_nothing_of_the_build_is_left(image):
     script = """
         for tool in gcc cc g++ make git; do command -v $tool; done
